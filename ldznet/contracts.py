@@ -1,0 +1,111 @@
+"""The central types: what a host offers, what a head asks for, what a segmentation is. Imports errors and shapes alone.
+
+`Block` and `TapSpec` describe; `Host` and `Segmenter` are protocols, so that no model or predictor ever imports a host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+from .shapes import Float, Int
+
+STAGES = ("input", "middle", "output")
+
+
+class Block(NamedTuple):
+    """A UNet block in LDM numbering, as in ComfyUI's `transformer_options["block"]`. `str()` gives "input.8"."""
+
+    stage: str
+    index: int
+
+    @classmethod
+    def parse(cls, name: str) -> Block:
+        """Block from its name, "input.8", "middle.0" or "output.5"; raises InputError on anything else."""
+        stage, _, index = str(name).partition(".")
+        if stage not in STAGES or not index.isdecimal():
+            raise InputError(f'Expected a block such as "input.8", "middle.0" or "output.5", got "{name}".')
+        return cls(stage, int(index))
+
+    def __str__(self) -> str:
+        return f"{self.stage}.{self.index}"
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Sorts blocks in the order in which a UNet runs them."""
+        return STAGES.index(self.stage), self.index
+
+
+class TapSpec(NamedTuple):
+    """What comes out right after a block's spatial transformer: its channels, and its stride in latent pixels."""
+
+    block: str
+    channels: int
+    stride: int
+
+
+Taps = Mapping[str, Tensor]
+"""Read-only mapping from block name to tensor b c h w: the hidden state after that block's spatial transformer."""
+
+
+@runtime_checkable
+class Host(Protocol):
+    """A loaded diffusion model. Every call leaves it as it was, also when it raises."""
+
+    specs: Mapping[str, TapSpec]
+    context_dim: int
+    device: torch.device
+    dtype: torch.dtype
+
+    def encode_image(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 4 h/8 w/8"]:
+        """Model-space latents (times the scale factor) of `pixels` in [-1, 1]: the mode of the VAE's posterior."""
+        ...
+
+    def decode_latents(self, latents: Float[Tensor, "b 4 h w"]) -> Float[Tensor, "b 3 8*h 8*w"]:
+        """`pixels` in [-1, 1] of model-space latents."""
+        ...
+
+    def encode_text(self, phrases: Sequence[str]) -> Float[Tensor, "b 77 d"]:
+        """Context of each phrase; over-long text raises InputError with the count of its tokens."""
+        ...
+
+    def add_noise(
+        self, latents: Float[Tensor, "b 4 h w"], noise: Float[Tensor, "b 4 h w"], timesteps: Int[Tensor, " b"]
+    ) -> Float[Tensor, "b 4 h w"]:
+        """Latents noised to `timesteps` (0..999) by the model's own schedule."""
+        ...
+
+    def extract(
+        self,
+        latents: Float[Tensor, "b 4 h w"],
+        timesteps: Int[Tensor, " b"],
+        context: Float[Tensor, "b n d"],
+        blocks: Sequence[str],
+    ) -> Taps:
+        """Taps of one conditional pass over already noised latents, ended right after the last block asked for."""
+        ...
+
+
+@runtime_checkable
+class Segmenter(Protocol):
+    """A head: latents, text and (for LD-ZNet) taps in, logits out."""
+
+    def __call__(
+        self,
+        latents: Float[Tensor, "b 4 h w"],
+        timesteps: Int[Tensor, " b"],
+        context: Float[Tensor, "b n d"],
+        taps: Taps | None = None,
+    ) -> Float[Tensor, "b 1 8*h 8*w"]: ...
+
+    def presence(
+        self,
+        latents: Float[Tensor, "b 4 h w"],
+        timesteps: Int[Tensor, " b"],
+        context: Float[Tensor, "b n d"],
+        taps: Taps | None = None,
+    ) -> Float[Tensor, " b"] | None: ...
