@@ -23,8 +23,8 @@ LDM_NAME = re.compile(r"(?:^|\.)(?:(input|output)_blocks\.(\d+)|(middle)_block)\
 DIFFUSERS_NAME = re.compile(r"(?:^|\.)(?:(down|up)_blocks\.(\d+)\.attentions\.(\d+)|(mid)_block\.attentions\.0)$")
 
 
-class _Enough(Exception):
-    """Ends a pass whose last tap has been read. Never leaves this module."""
+class _Enough(BaseException):
+    """Ends a pass whose last tap has been read. Never leaves this module; no host's `except Exception` may keep it."""
 
 
 def block_of(module_name: str, layers_per_level: int = 2) -> Block | None:
@@ -64,17 +64,17 @@ def reading(unet: nn.Module, blocks: Sequence[str], end_early: bool = True) -> I
     With `end_early` the pass stops right after the last tap (and this context swallows what stopped it). Raises
     TapError for a block that this UNet does not have, or that was asked for and never fired.
     """
-    modules = spatial_transformers(unet)
+    modules, blocks = spatial_transformers(unet), list(dict.fromkeys(blocks))
     missing = [block for block in blocks if block not in modules]
     if missing:
-        raise TapError(f"Expected blocks among {', '.join(modules) or 'none'}, got {', '.join(missing)}.")
+        known = ", ".join(modules) or "none"
+        raise TapError(f"Expected blocks that this UNet has ({known}), got {', '.join(missing)}: use the head's model.")
     taps: dict[str, Tensor] = {}
-    last = max(blocks, key=lambda b: Block.parse(b).order) if blocks else None
 
     def hook_for(block: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             taps[block] = _tensor(output).detach().clone()  # hosts add to a block's output in place
-            if end_early and block == last:
+            if end_early and len(taps) == len(blocks):
                 raise _Enough
 
         return hook
@@ -90,7 +90,9 @@ def reading(unet: nn.Module, blocks: Sequence[str], end_early: bool = True) -> I
             handle.remove()
     silent = [block for block in blocks if block not in taps]
     if silent:
-        raise TapError(f"Expected a tap from {', '.join(silent)}, got none: that block never ran in this pass.")
+        raise TapError(
+            f"Expected a tap from {', '.join(silent)}, got none: it never ran. Is the UNet patched or cached?"
+        )
 
 
 @torch.no_grad()

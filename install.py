@@ -1,0 +1,121 @@
+"""What a host runs after it has installed this pack; and the converter for those who have nothing but a host.
+
+    python install.py                                          checks, makes the model folder, says what to do next
+    python install.py convert FILE [OUTPUT] [--dtype float16]  published checkpoint → one safetensors
+
+ComfyUI-Manager and A1111 call it without arguments. It downloads and installs nothing. Nothing may import it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).absolute().parent  # not resolved: the pack may be a link inside custom_nodes
+HEAD_NAME = "LDZNet_txt2mask.safetensors"
+NEEDED = {"torch": "torch", "safetensors": "safetensors", "numpy": "numpy", "PIL": "pillow", "einops": "einops"}
+DTYPES = ("float16", "bfloat16", "float32")
+
+
+def model_folder() -> Path | None:
+    """ComfyUI's models/ldznet, made where it is missing; None if the pack does not lie in a custom_nodes folder."""
+    if ROOT.parent.name.lower() != "custom_nodes":
+        return None
+    folder = ROOT.parent.parent / "models" / "ldznet"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def missing_line() -> str:
+    """What to install, in one line; empty if nothing is missing."""
+    missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
+    return (
+        f'Missing {", ".join(missing)}. Run: "{sys.executable}" -m pip install {" ".join(missing)}' if missing else ""
+    )
+
+
+def check() -> int:
+    """Says what is missing and what comes next. Always 0: a pack whose weights are not there yet is installed."""
+    print(f"LDZNet: {missing_line() or 'ready. The embedded tiny head needs no download.'}")
+    folder = model_folder()
+    if folder and not any(folder.glob("*.safetensors")):
+        print(f"LDZNet: for the published head, download LDZNet_txt2mask.ckpt (see {ROOT / 'docs' / 'checkpoints.md'})")
+        print(f'and run: "{sys.executable}" "{ROOT / "install.py"}" convert LDZNet_txt2mask.ckpt --dtype float16')
+        print(f"It becomes {folder / HEAD_NAME}.")
+    return 0
+
+
+def load_package() -> None:
+    """Puts this folder's `ldznet` into sys.modules by its location: -I and an installed copy make no difference."""
+    spec = importlib.util.spec_from_file_location("ldznet", ROOT / "ldznet" / "__init__.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["ldznet"] = module
+    spec.loader.exec_module(module)
+
+
+def percent_printer() -> Callable[[int, int], None]:
+    """A callback that prints each tenth of the way."""
+    printed = -1
+
+    def show(done: int, total: int) -> None:
+        nonlocal printed
+        tenth = 10 * done // total
+        if tenth > printed:
+            printed = tenth
+            print(f"{10 * tenth} %", flush=True)
+
+    return show
+
+
+def refuse(message: str) -> int:
+    """Says why on standard error; 2 is the exit code for it."""
+    print(message, file=sys.stderr)
+    return 2
+
+
+def convert(arguments: argparse.Namespace) -> int:
+    """0 when the head is written, 2 with one line on standard error when it is not."""
+    source = Path(arguments.file)
+    target = Path(arguments.output) if arguments.output else (model_folder() or source.absolute().parent) / HEAD_NAME
+    if target.exists() and not arguments.force:
+        return refuse(f"Expected a new file, but {target} exists. Add --force to replace it.")
+    if missing_line():
+        return refuse(missing_line())
+    load_package()
+    torch = importlib.import_module("torch")
+    converter = importlib.import_module("ldznet.checkpoints.convert")
+    errors = importlib.import_module("ldznet.errors")
+    dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
+    try:
+        report = converter.convert(source, target, dtype, progress=percent_printer())
+    except errors.LDZNetError as error:
+        return refuse(str(error))
+    print(f"Wrote {report.target} ({report.parameters / 1e6:.1f} M parameters, {report.size / 1e9:.2f} GB).")
+    return 0
+
+
+def main() -> int:
+    """The exit code of the command line."""
+    parser = argparse.ArgumentParser(description="Checks the installation of LDZNet, or converts its checkpoint.")
+    command = parser.add_subparsers(dest="command").add_parser(
+        "convert", help="published checkpoint to safetensors", epilog="Example: install.py convert LDZNet_txt2mask.ckpt"
+    )
+    command.add_argument("file", help="the downloaded LDZNet_txt2mask.ckpt")
+    command.add_argument("output", nargs="?", help=f"default: {HEAD_NAME} in ComfyUI's models/ldznet, else beside FILE")
+    command.add_argument("--dtype", choices=DTYPES, help="default: that of the file; float16 halves it")
+    command.add_argument("--force", action="store_true", help="replace an existing output")
+    arguments = parser.parse_args()
+    return convert(arguments) if arguments.command == "convert" else check()
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("Stopped. Nothing was written.")

@@ -1,0 +1,127 @@
+"""Heads from safetensors, by mapping them: nothing is initialised, nothing copied before the cast. And back into files.
+
+May be imported by the predictor's side (`ldznet.load_head`), by the tiny world and by training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import reduce
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from ..config import HeadConfig
+from ..errors import CheckpointError
+from ..models import LDZNet, build_head
+from .files import TensorFile, open_safetensors, stream_tensors
+from .formats import FORMAT_VERSION, TensorInfo, match
+
+WEIGHTS = Path(__file__).parents[1] / "tinyworld" / "weights"
+EMBEDDED: dict[str, Path] = {  # heads that come with the library, by the name that `load_head` takes
+    "tiny": WEIGHTS / "ldznet.safetensors",
+    "tiny-znet": WEIGHTS / "znet.safetensors",
+}
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def load_head(
+    source: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    operations: Any = nn,
+) -> LDZNet:
+    """The head in a .safetensors file, or an embedded one: "tiny" (LD-ZNet) or "tiny-znet"; ready to run, frozen.
+
+    `device` None is the CPU. `dtype` None is float32 on a CPU and the file's own elsewhere. In its own dtype on a CPU a
+    head stays mapped: its pages come from the file when they are used. `operations` supplies the layer classes.
+    A file without our metadata is taken if its names and shapes are exactly those of the published head.
+    Raises CheckpointError, which lists every deviation at once or says what the file seems to be.
+    """
+    path = EMBEDDED.get(str(source), Path(source))
+    if not path.exists():
+        names = ", ".join(EMBEDDED)
+        raise CheckpointError(f"Expected a .safetensors file or one of {names}, got {source}, which does not exist.")
+    with open_safetensors(path) as file:
+        head = meta_head(config_of(file) or HeadConfig(), operations)
+        return _fill(head, file, "an LD-ZNet head", device, dtype)
+
+
+def load_weights(
+    module: Module, path: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+) -> Module:
+    """Fills `module` (in place, best built on the meta device) from a safetensors of its state dict, and freezes it.
+
+    As `load_head`, for anything else: every name and shape must fit. Buffers outside the state dict stay as they are,
+    so a module that has some is built on a real device.
+    """
+    with open_safetensors(Path(path)) as file:
+        return _fill(module, file, type(module).__name__, device, dtype)
+
+
+def save_head(head: LDZNet, path: str | Path, metadata: Mapping[str, str], dtype: torch.dtype = torch.float16) -> None:
+    """Writes `head` in `dtype` as one safetensors, whole or not at all, with its configuration in the metadata.
+
+    `metadata` is text: licence, what it was trained on, and the like. Raises InputError on anything but text.
+    """
+    state = head.state_dict()
+    layout = {name: TensorInfo(dtype, tuple(tensor.shape)) for name, tensor in state.items()}
+    stream_tensors(path, layout, lambda name: state[name].to(dtype), {**metadata, **own_metadata(head.head_config)})
+
+
+def own_metadata(config: HeadConfig) -> dict[str, str]:
+    """What marks a file as a head of ours, and says which."""
+    return {"ldznet_format": FORMAT_VERSION, "config": config.to_json()}
+
+
+def config_of(file: TensorFile) -> HeadConfig | None:
+    """The configuration in the file's metadata; None for a file that is not marked as ours."""
+    version = file.metadata.get("ldznet_format")
+    if version is None:
+        return None
+    if version != FORMAT_VERSION or "config" not in file.metadata:
+        raise CheckpointError(
+            f'Expected a head of format "{FORMAT_VERSION}" with its configuration in {file.path.name}, got format '
+            f'"{version}". Update the pack if the head is newer; else convert the original again.'
+        )
+    return HeadConfig.from_json(file.metadata["config"])
+
+
+def meta_head(config: HeadConfig, operations: Any = nn) -> LDZNet:
+    """The network of `config` without memory for its weights; CheckpointError where none can be built."""
+    try:
+        with torch.device("meta"):
+            return build_head(config, operations)
+    except CheckpointError:
+        raise
+    except Exception as error:  # the configuration comes from a file and can hold anything
+        raise CheckpointError(f"Expected the configuration of a head, got one that cannot be built: {error}") from error
+
+
+def layout_of(module: nn.Module) -> dict[str, TensorInfo]:
+    """Names, shapes and dtypes of a state dict."""
+    return {name: TensorInfo(tensor.dtype, tuple(tensor.shape)) for name, tensor in module.state_dict().items()}
+
+
+def common_dtype(dtypes: list[torch.dtype]) -> torch.dtype:
+    """The narrowest that holds all of them: a file's own dtype, where it has one."""
+    return reduce(torch.promote_types, dtypes)
+
+
+def _fill(
+    module: Module, file: TensorFile, owner: str, device: str | torch.device | None, dtype: torch.dtype | None
+) -> Module:
+    keys = match(file.tensors, layout_of(module), file.path.name, owner).keys
+    device = torch.device(device or "cpu")
+    floats = [info.dtype for info in file.tensors.values() if info.dtype.is_floating_point]
+    dtype = dtype or (torch.float32 if device.type == "cpu" else common_dtype(floats))
+    state = {}
+    for name, key in keys.items():
+        tensor = file.read(key)
+        state[name] = tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+    module.load_state_dict(state, assign=True)
+    return module.requires_grad_(False).eval()

@@ -1,0 +1,95 @@
+"""A dataset drawn once into a folder of arrays, so that training reads memory instead of rendering.
+
+images.npy (uint8 n h w 3), masks.npy (the planes of all items, bit-packed) and items.jsonl; later latents.npy (float16).
+Every file is written whole and then renamed, so an interrupted run leaves no half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..shapes import Float
+from .items import Dataset
+
+Progress = Callable[[int, int], None]
+
+
+def quiet(done: int, total: int) -> None:
+    """Reports nothing."""
+
+
+def images_to_pixels(images: np.ndarray) -> Float[Tensor, "b 3 h w"]:
+    """uint8 b h w 3 to pixels in [-1, 1], channels-last in memory."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+class Cache:
+    """What `draw` wrote. `records[i]` has captions, phrases, kinds, absent, distracted and the first plane's index."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.images = np.load(folder / "images.npy", mmap_mode="r")
+        self.planes = np.load(folder / "masks.npy", mmap_mode="r")
+        with (folder / "items.jsonl").open(encoding="utf-8") as lines:
+            self.records = [json.loads(line) for line in lines]
+        latents = folder / "latents.npy"
+        self.latents = torch.from_numpy(np.load(latents)) if latents.exists() else None
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def mask(self, index: int, phrase: int) -> np.ndarray:
+        """Mask of the `phrase`-th phrase of item `index`, h w bool."""
+        height, width = self.images.shape[1:3]
+        packed = self.planes[self.records[index]["first_plane"] + phrase]
+        return np.unpackbits(packed, count=height * width).reshape(height, width).astype(bool)
+
+
+def draw(dataset: Dataset, folder: Path, progress: Progress = quiet) -> Cache:
+    """The cache of `dataset` in `folder`, drawn unless it is there already."""
+    if (folder / "items.jsonl").exists():
+        return Cache(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    size = dataset[0].image.shape
+    images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (len(dataset), *size))
+    planes: list[np.ndarray] = []
+    records = []
+    for i in range(len(dataset)):
+        item = dataset[i]
+        images[i] = item.image
+        words = {name: getattr(item, name) for name in ("captions", "phrases", "kinds", "absent", "distracted")}
+        records.append({**words, "first_plane": len(planes)})
+        planes += list(np.packbits(item.masks.reshape(len(item.masks), -1), axis=1))
+        progress(i + 1, len(dataset))
+    images.flush()
+    _save(folder / "masks.npy", np.stack(planes) if planes else np.zeros((0, 0), np.uint8))
+    partial = folder / "items.jsonl.partial"
+    partial.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    os.replace(partial, folder / "items.jsonl")
+    return Cache(folder)
+
+
+@torch.no_grad()
+def add_latents(cache: Cache, encode: Callable[[Tensor], Tensor], progress: Progress = quiet, batch: int = 64) -> Cache:
+    """Encodes every image of `cache` (`encode`: pixels to model-space latents) into latents.npy, unless it is there."""
+    if cache.latents is None:
+        found = []
+        for start in range(0, len(cache), batch):
+            pixels = images_to_pixels(cache.images[start : start + batch])
+            found.append(encode(pixels).half().contiguous().numpy())
+            progress(min(start + batch, len(cache)), len(cache))
+        _save(cache.folder / "latents.npy", np.concatenate(found))
+    return Cache(cache.folder)
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    partial = path.with_suffix(".partial.npy")
+    np.save(partial, array)
+    os.replace(partial, path)

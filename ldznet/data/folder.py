@@ -1,0 +1,64 @@
+"""A folder of images, masks and phrases as a dataset.
+
+`index.jsonl` holds one image a line: {"image": "images/1.jpg", "captions": ["…"], "masks": {"a dog": "masks/1.png"},
+"absent": ["a cat"]}; paths are relative to the folder, a mask is white where its phrase is. `captions`, `masks` and
+`absent` may be missing. Images are squared by a central crop and resized (image Lanczos, mask nearest).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ..errors import InputError
+from .items import Item
+
+
+class FolderDataset:
+    """Items of `folder` at `size` x `size` pixels."""
+
+    def __init__(self, folder: Path | str, *, size: int = 128) -> None:
+        self.folder, self.size = Path(folder), size
+        index = self.folder / "index.jsonl"
+        if not index.is_file():
+            raise InputError(f"Expected index.jsonl in {self.folder}, found none. Write one line of JSON per image.")
+        lines = index.read_text(encoding="utf-8").splitlines()
+        self.records = [_record(line, number) for number, line in enumerate(lines, 1) if line.strip()]
+        if not self.records:
+            raise InputError(f"Expected at least one image in {index}, got none.")
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Item:
+        record = self.records[index]
+        masks = record.get("masks", {})
+        planes = [np.asarray(self._square(path, Image.Resampling.NEAREST, "L")) > 127 for path in masks.values()]
+        return Item(
+            image=np.asarray(self._square(record["image"], Image.Resampling.LANCZOS, "RGB")),
+            captions=tuple(record.get("captions") or [", ".join(masks)]),
+            phrases=tuple(masks),
+            masks=np.stack(planes) if planes else np.zeros((0, self.size, self.size), bool),
+            kinds=("thing",) * len(masks),
+            absent=tuple(record.get("absent", ())),
+        )
+
+    def _square(self, path: str, resampling: Image.Resampling, mode: str) -> Image.Image:
+        try:
+            with Image.open(self.folder / path) as image:
+                return ImageOps.fit(ImageOps.exif_transpose(image).convert(mode), (self.size, self.size), resampling)
+        except OSError as error:
+            raise InputError(f"Expected an image at {self.folder / path}: {error}.") from error
+
+
+def _record(line: str, number: int) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+        record["image"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(f'Expected {{"image": …}} on line {number} of index.jsonl, got {line[:60]!r}.') from error
+    return record

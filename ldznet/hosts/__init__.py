@@ -1,0 +1,103 @@
+"""The diffusion models that heads read: `open_host`, and one adapter a file, imported only when it is asked for.
+
+To add a host: an adapter that keeps `contracts.Host`, a line in `HOSTS`, and one in tests/hosts/test_contract.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..contracts import Host
+from ..errors import HostError, InputError
+
+__all__ = ["HOSTS", "open_host"]
+
+SINGLE_FILES = (".safetensors", ".ckpt")
+
+Device = torch.device | str | None
+Dtype = torch.dtype | None
+
+
+def open_host(source: Any, *, device: Device = None, dtype: Dtype = None) -> Host:
+    """The host of `source`: "tiny", a diffusers folder, an SD 1.x checkpoint in one file, or a loaded pipeline.
+
+    Weights go to `device` (None: the CPU) as `dtype` (None: float32 on a CPU, float16 elsewhere). A pipeline is used
+    where and as it is: neither may be given. Raises InputError for a source of no known kind, HostError for a model
+    that no head fits or a missing library, CheckpointError for a damaged or incomplete file.
+    """
+    for accepts, opens in HOSTS.values():
+        if accepts(source):
+            return opens(source, device, dtype)
+    kinds = ", ".join(HOSTS)
+    raise InputError(f"Expected one of {kinds}, got {_described(source)}.")
+
+
+def _tiny(source: Any, device: Device, dtype: Dtype) -> Host:
+    from .tiny import TinyHost
+
+    return TinyHost.load(device, dtype)
+
+
+def _folder(source: Any, device: Device, dtype: Dtype) -> Host:
+    return _diffusers_host().from_folder(Path(source), device=device, dtype=dtype)
+
+
+def _single_file(source: Any, device: Device, dtype: Dtype) -> Host:
+    return _diffusers_host().from_single_file(Path(source), device=device, dtype=dtype)
+
+
+def _pipeline(source: Any, device: Device, dtype: Dtype) -> Host:
+    if device is not None or dtype is not None:
+        raise InputError(
+            "Expected no device and no dtype with a loaded pipeline, got one: call pipeline.to(…) instead."
+        )
+    return _diffusers_host().from_pipeline(source)
+
+
+def _diffusers_host() -> Any:
+    try:
+        from .hf_diffusers import DiffusersHost
+    except ImportError as error:
+        install = 'pip install "comfyui-ldznet[diffusers]"'
+        raise HostError(
+            f"Expected diffusers and transformers, which this host runs on, got: {error}. {install}"
+        ) from error
+    return DiffusersHost
+
+
+def _is_path(source: Any) -> bool:
+    return isinstance(source, (str, Path))
+
+
+def _is_folder(source: Any) -> bool:
+    return _is_path(source) and Path(source).is_dir()
+
+
+def _is_single_file(source: Any) -> bool:
+    return _is_path(source) and Path(source).is_file() and Path(source).suffix.lower() in SINGLE_FILES
+
+
+def _is_pipeline(source: Any) -> bool:
+    return any(hasattr(source, part) for part in ("unet", "vae", "transformer"))
+
+
+def _described(source: Any) -> str:
+    if not _is_path(source):
+        return f"a {type(source).__name__}"
+    path = Path(source)
+    if not path.exists():
+        return f'"{source}", which does not exist'
+    return f'the file "{source}", which is none of {" ".join(SINGLE_FILES)}'
+
+
+# What is taken for a source of this kind, and what opens it; the first that takes it does.
+HOSTS: dict[str, tuple[Callable[[Any], bool], Callable[[Any, Device, Dtype], Host]]] = {
+    '"tiny"': (lambda source: source == "tiny", _tiny),
+    "a diffusers folder": (_is_folder, _folder),
+    "a single-file SD 1.x checkpoint": (_is_single_file, _single_file),
+    "a loaded diffusers pipeline": (_is_pipeline, _pipeline),
+}

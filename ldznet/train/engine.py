@@ -1,0 +1,196 @@
+"""One training loop for everything: the VAE, the LDM and any head. Built on accelerate; knows nothing of what it trains.
+
+A `Task` gives batches by step number, so that a run that was killed goes on exactly where its last state was saved.
+In `folder` it keeps state.safetensors and state.json (to resume), log.csv and log.png.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How to train. Learning rate: linear warm-up, then a cosine to a tenth."""
+
+    steps: int
+    batch: int = 16
+    learning_rate: float = 5e-4
+    warmup: int = 200
+    weight_decay: float = 0.01
+    clip: float = 1.0  # of the gradient's norm
+    ema: float = 0.9995
+    seed: int = 0
+    log_every: int = 50
+    save_every: int = 500
+    precision: str = "no"  # accelerate's mixed_precision: "no", "bf16" or "fp16"
+    compile: bool = False
+
+
+class Task(Protocol):
+    """What is trained: a module, batches by step, and a loss with figures worth logging."""
+
+    module: nn.Module
+
+    def batch(self, step: int, size: int, generator: torch.Generator) -> Any: ...
+
+    def loss(self, module: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+
+class EMA:
+    """Exponential moving average of a module's parameters, with a warm-up so that the first garbage dies out."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.parameters = {name: p.detach().clone() for name, p in module.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        """After optimizer step number `step` (from 0)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        current = [p for _, p in module.named_parameters()]
+        torch._foreach_lerp_(list(self.parameters.values()), current, 1 - decay)
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up, then a cosine down to a tenth."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+class Run:
+    """A training run in a folder: optimizer, EMA, log, and the state to resume from."""
+
+    def __init__(self, task: Task, config: TrainConfig, folder: Path) -> None:
+        from accelerate import Accelerator
+
+        if config.steps < 1 or config.batch < 1:
+            raise InputError(f"Expected at least one step and a batch of one, got {config.steps} and {config.batch}.")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.task, self.config, self.folder = task, config, folder
+        self.accelerator = Accelerator(mixed_precision=config.precision)
+        groups = _weight_decay_groups(task.module, config.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
+        self.module, self.optimizer = self.accelerator.prepare(task.module, optimizer)
+        self.plain: nn.Module = self.accelerator.unwrap_model(self.module)
+        self.ema = EMA(self.plain, config.ema)
+        self.step = 0
+        self.rows: list[dict[str, float]] = []
+        if (folder / "state.json").exists():
+            self._resume()
+        if config.compile:
+            self.module = torch.compile(self.module)
+
+    def train(self, progress: Callable[[int, int, dict[str, float]], None] | None = None) -> dict[str, Tensor]:
+        """Runs to the end; returns the EMA parameters by name. `progress(step, steps, figures)` may raise to stop."""
+        config = self.config
+        self.module.train()
+        while self.step < config.steps:
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
+            batch = self.task.batch(self.step, config.batch, generator)
+            figures = self._optimize(batch)
+            self.ema.update(self.plain, self.step)
+            self.step += 1
+            if self.step % config.log_every == 0:
+                self._log({name: float(value) for name, value in figures.items()})
+                if progress:
+                    progress(self.step, config.steps, self.rows[-1])
+            if self.step % config.save_every == 0 or self.step == config.steps:
+                self.save()
+        return self.ema.parameters
+
+    def _optimize(self, batch: Any) -> dict[str, Tensor]:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, self.step)
+        with self.accelerator.autocast():
+            loss, figures = self.task.loss(self.module, batch)
+        self.accelerator.backward(loss)
+        norm = self.accelerator.clip_grad_norm_(self.plain.parameters(), self.config.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {"loss": loss.detach(), **figures, "gradient": norm}
+
+    def save(self) -> None:
+        """State and log; the state appears whole or not at all."""
+        if not self.accelerator.is_main_process:
+            return
+        names = {p: name for name, p in self.plain.named_parameters()}
+        tensors = {f"model.{name}": p.detach() for name, p in self.plain.named_parameters()}
+        tensors |= {f"ema.{name}": p for name, p in self.ema.parameters.items()}
+        for parameter, state in self.optimizer.state.items():
+            tensors |= {f"{key}.{names[parameter]}": value for key, value in state.items()}
+        partial = self.folder / "state.partial"
+        contiguous = {name: t.cpu().contiguous() for name, t in tensors.items()}
+        save_file(contiguous, partial, {"step": str(self.step), "rows": json.dumps(self.rows)})
+        os.replace(partial, self.folder / "state.safetensors")
+        record = {"step": self.step, "config": dataclasses.asdict(self.config)}
+        (self.folder / "state.json").write_text(json.dumps(record), encoding="utf-8")
+        write_log(self.rows, self.folder)
+
+    def _resume(self) -> None:
+        from safetensors import safe_open
+
+        path = self.folder / "state.safetensors"
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        tensors = load_file(path)
+        expected = {f"model.{name}" for name, _ in self.plain.named_parameters()}
+        if not expected <= set(tensors):
+            raise InputError(f"{self.folder} holds the run of another model. Take another folder, or delete this one.")
+        self.step, self.rows = int(metadata["step"]), json.loads(metadata["rows"])
+        with torch.no_grad():
+            for name, parameter in self.plain.named_parameters():
+                parameter.copy_(tensors[f"model.{name}"])
+                self.ema.parameters[name].copy_(tensors[f"ema.{name}"])
+                keys = ("step", "exp_avg", "exp_avg_sq")
+                if f"step.{name}" in tensors:
+                    self.optimizer.state[parameter] = {key: tensors[f"{key}.{name}"] for key in keys}
+
+    def _log(self, figures: dict[str, float]) -> None:
+        if not math.isfinite(figures["loss"]):
+            raise InputError(f"The loss is {figures['loss']} at step {self.step}. Lower the learning rate and resume.")
+        self.rows.append({"step": self.step, "rate": learning_rate(self.config, self.step), **figures})
+
+
+def _weight_decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay for matrices and kernels, none for biases, norms and embeddings of one dimension."""
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def write_log(rows: list[dict[str, float]], folder: Path) -> None:
+    """log.csv and, where matplotlib is installed, log.png with one panel a figure."""
+    if not rows:
+        return
+    with (folder / "log.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[-1]))
+        writer.writeheader()
+        writer.writerows(rows)
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    names = [name for name in rows[-1] if name != "step"]
+    figure = Figure(figsize=(8, 2 * len(names)), layout="constrained")
+    for axis, name in zip(figure.subplots(len(names), squeeze=False)[:, 0], names, strict=True):
+        axis.plot([row["step"] for row in rows], [row[name] for row in rows])
+        axis.set_ylabel(name)
+    figure.savefig(folder / "log.png")

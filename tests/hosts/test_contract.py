@@ -1,0 +1,159 @@
+"""What every host must keep: the same UNet weights give the same taps, and no call leaves a trace.
+
+A new host is a line in `HOSTS`, built on the weights of `small.unet()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hosts import small
+from torch import nn
+
+from ldznet.contracts import Host
+from ldznet.errors import InputError, TapError
+from ldznet.hosts import open_host
+from ldznet.schedule import add_noise
+from ldznet.shapes import tap_size
+from ldznet.taps import extract_taps
+
+HOSTS: dict[str, Callable[[Path], Host]] = {
+    "single file": lambda folder: small.host(folder),
+    "diffusers folder": lambda folder: open_host(small.diffusers_folder(folder)),
+    "pipeline": lambda folder: open_host(small.pipeline(folder)),
+}
+LATENT_SIZES = {"square": (1, 16, 16), "wide, batch 2": (2, 16, 24), "odd": (2, 13, 18), "narrow": (1, 8, 64)}
+BLOCKS = ("input.8", "middle.0", "output.3", "output.4", "output.5")
+
+
+@pytest.fixture(scope="module", params=HOSTS)
+def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Host:
+    return HOSTS[request.param](tmp_path_factory.mktemp("host"))
+
+
+def inputs(host: Host, batch: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(height * width)
+    latents = torch.randn(batch, 4, height, width, generator=generator)
+    timesteps = torch.arange(batch) * 100 + 300
+    return latents, timesteps, torch.randn(batch, 77, host.context_dim, generator=generator)
+
+
+def state_of(host: Host) -> dict[str, Any]:
+    """Everything about a host's modules that a call might change."""
+    found: dict[str, Any] = {"random": torch.get_rng_state().tolist()}
+    for part, model in vars(host).items():
+        if isinstance(model, nn.Module):
+            for name, module in model.named_modules():
+                hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
+                found[f"{part}.{name}"] = (module.training, hooks)
+            for name, tensor in model.state_dict().items():
+                found[f"{part}.{name}="] = (tensor.device, tensor.dtype, tensor.double().sum().item())
+    return found
+
+
+def test_is_a_host(host: Host) -> None:
+    assert isinstance(host, Host)
+    assert host.specs == small.UNET.tap_specs()
+    assert host.context_dim == small.UNET.context_dim
+
+
+@pytest.mark.parametrize("case", LATENT_SIZES)
+def test_same_weights_give_the_same_taps(host: Host, case: str) -> None:
+    given = inputs(host, *LATENT_SIZES[case])
+    unet = small.unet()
+    expected = extract_taps(unet, list(host.specs), lambda: unet(*given))
+    got = host.extract(*given, list(host.specs))
+    assert list(got) == list(expected)
+    for block, spec in host.specs.items():
+        assert got[block].shape[1:] == (spec.channels, *tap_size(LATENT_SIZES[case][1:], spec.stride))
+        torch.testing.assert_close(got[block], expected[block], atol=1e-4, rtol=0)
+
+
+def test_rows_of_a_batch_do_not_mix(host: Host) -> None:
+    latents, timesteps, context = inputs(host, 2, 16, 16)
+    both = host.extract(latents, timesteps, context, BLOCKS)
+    second = host.extract(latents[1:], timesteps[1:], context[1:], BLOCKS)
+    for block in BLOCKS:
+        torch.testing.assert_close(both[block][1:], second[block], atol=1e-4, rtol=0)
+
+
+def test_only_the_blocks_asked_for(host: Host) -> None:
+    given = inputs(host, 1, 16, 16)
+    taps = host.extract(*given, ["output.4", "input.8"])
+    assert set(taps) == {"output.4", "input.8"}
+    assert not any(tap.requires_grad for tap in taps.values())
+    assert host.extract(*given, []) == {}
+    with pytest.raises(TapError, match=r"got input\.3"):
+        host.extract(*given, ["input.3"])
+
+
+def test_no_call_leaves_a_trace(host: Host) -> None:
+    before = state_of(host)
+    latents, timesteps, context = inputs(host, 1, 16, 16)
+    host.decode_latents(host.encode_image(torch.zeros(1, 3, 64, 64)))
+    host.encode_text(["a red star"])
+    host.add_noise(latents, latents, timesteps)
+    host.extract(latents, timesteps, context, BLOCKS)
+    assert state_of(host) == before
+
+
+def test_no_failure_leaves_a_trace(host: Host) -> None:
+    before = state_of(host)
+    latents, timesteps, context = inputs(host, 1, 16, 16)
+    with pytest.raises(RuntimeError):
+        host.extract(latents, timesteps, context[..., :-1], BLOCKS)  # a context that does not fit breaks the pass
+    with pytest.raises(InputError, match="b 4 h w"):
+        host.extract(latents[:, :3], timesteps, context, BLOCKS)
+    assert state_of(host) == before
+    assert set(host.extract(latents, timesteps, context, BLOCKS)) == set(BLOCKS)
+
+
+def test_training_flags_stay(host: Host) -> None:
+    models = [model for model in vars(host).values() if isinstance(model, nn.Module)]
+    before = state_of(host)
+    flags = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for module, _ in flags[::2]:
+            module.training = True
+        mixed = state_of(host)
+        host.extract(*inputs(host, 1, 16, 16), BLOCKS)
+        host.encode_text(["grass"])
+        host.encode_image(torch.zeros(1, 3, 64, 64))
+        assert state_of(host) == mixed
+    finally:
+        for module, training in flags:
+            module.training = training
+    assert state_of(host) == before
+
+
+def test_noise_follows_the_schedule(host: Host) -> None:
+    latents, timesteps, _ = inputs(host, 2, 8, 8)
+    noise = latents.flip(0)
+    for steps in (timesteps, torch.tensor([0, 999])):
+        torch.testing.assert_close(
+            host.add_noise(latents, noise, steps), add_noise(latents, noise, steps), atol=1e-5, rtol=0
+        )
+
+
+def test_images_and_latents(host: Host) -> None:
+    pixels = torch.rand(2, 3, 64, 40, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    latents = host.encode_image(pixels)
+    assert latents.shape == (2, 4, 8, 5)
+    torch.testing.assert_close(host.encode_image(pixels), latents, atol=0, rtol=0)  # the mode: no noise in it
+    assert host.decode_latents(latents).shape == pixels.shape
+    with pytest.raises(InputError, match="multiples of 8"):
+        host.encode_image(pixels[..., :-1])
+
+
+def test_text(host: Host) -> None:
+    context = host.encode_text(["a red star", "grass"])
+    assert context.shape == (2, 77, host.context_dim)
+    torch.testing.assert_close(host.encode_text(["grass"])[0], context[1], atol=1e-5, rtol=0)
+    assert host.encode_text(["red " * 75]).shape == (1, 77, host.context_dim)
+    assert host.encode_text([""]).shape == (1, 77, host.context_dim)
+    with pytest.raises(InputError, match="got 80"):
+        host.encode_text(["grass", "red " * 80])
