@@ -23,5 +23,11 @@ def add_noise(
     latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], timesteps: Int[Tensor, " b"]
 ) -> Float[Tensor, "b c h w"]:
     """sqrt(a_t) * latents + sqrt(1 - a_t) * noise (DDPM, equation 4), in the dtype of `latents`."""
-    a = alphas_cumprod().to(timesteps.device)[timesteps][:, None, None, None]
-    return a.sqrt().to(latents.dtype) * latents + (1 - a).sqrt().to(latents.dtype) * noise
+    a = alphas_cumprod()[timesteps.cpu()][:, None, None, None]  # indexed on the CPU: MPS has no float64
+    signal, sigma = (level.sqrt().to(latents.dtype).to(latents.device) for level in (a, 1 - a))
+    return signal * latents + sigma * noise
+
+
+def seeded_noise(shape: tuple[int, ...], seed: int) -> Float[Tensor, "..."]:
+    """Unit normal noise, float32 from a CPU generator of its own: the same on every device."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

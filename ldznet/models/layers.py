@@ -153,7 +153,8 @@ class AttentionPool2d(nn.Module):
         super().__init__()
         self.grid, self.heads = grid, heads
         tokens = grid[0] * grid[1] + 1
-        self.positional_embedding = nn.Parameter(torch.randn(channels, tokens) / channels**0.5)
+        self.positional_embedding = nn.Parameter(torch.empty(channels, tokens))
+        nn.init.normal_(self.positional_embedding, std=channels**-0.5)
         self.qkv_proj = operations.Conv1d(channels, channels * 3, 1)
         self.c_proj = operations.Conv1d(channels, channels, 1)
 

@@ -107,9 +107,9 @@ def _backdrop(rng: np.random.Generator, size: int, seed: tuple[int, ...]) -> Bac
 
 
 def _look(rng: np.random.Generator, earlier: Sequence[Look], categories: Sequence[str]) -> Look:
-    """A new thing's category, colour and pattern; 60 % share the colour or the category of an earlier thing."""
+    """A new thing's category, colour and pattern; half copy the colour or the category of an earlier thing."""
     category, colour = str(rng.choice(categories)), str(rng.choice(list(COLOURS)))
-    if earlier and rng.random() < 0.6:
+    if earlier and rng.random() < 0.5:
         model = earlier[int(rng.integers(len(earlier)))]
         others = [name for name in categories if name != model[0]]
         if others and rng.random() < 0.5:

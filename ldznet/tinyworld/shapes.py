@@ -38,7 +38,7 @@ class Outline:
 @dataclass(frozen=True)
 class Sprite:
     """One rasterised thing: `coverage` h w in [0, 1], `tone` h w in [-1, 1] (dark to light marks), `edge` h w in
-    [0, 1], the inner rim about two pixels wide."""
+    [0, 1], the inner rim, two pixels wide or one if the thing is thin."""
 
     coverage: np.ndarray
     tone: np.ndarray
@@ -94,7 +94,7 @@ def _moon(rng: np.random.Generator) -> Outline:
 
 
 def _fish(rng: np.random.Generator) -> Outline:
-    outline, height, tail = Outline(), rng.uniform(0.42, 0.62), rng.uniform(0.4, 0.62)
+    outline, height, tail = Outline(), rng.uniform(0.42, 0.56), rng.uniform(0.42, 0.62)
     outline.fill(_ellipse(-0.15, 0, 0.85, height), [(0.5, 0), (1.15, -tail), (0.98, 0), (1.15, tail)],
                  [(-0.4, -height * 0.8), (0.1, -height - 0.28), (0.4, -height * 0.6)],
                  [(-0.1, height * 0.8), (0.25, height + 0.22), (0.32, height * 0.6)])
@@ -185,7 +185,8 @@ def _flower(rng: np.random.Generator) -> Outline:
                  [(0.0, leaf + 0.32), (-0.26, leaf + 0.02), (-0.52, leaf + 0.04), (-0.36, leaf + 0.26)])
     outline.mark(-0.5, _bar(0, 0.4, 0.05, 1.25, 0.15))
     for angle in np.radians(np.arange(petals) * 360 / petals + turn):
-        outline.fill(_ellipse(0.46 * np.cos(angle), -0.35 + 0.46 * np.sin(angle), 1.5 / petals, 1.5 / petals))
+        outline.fill(_ellipse(0.46 * np.cos(angle), -0.35 + 0.46 * np.sin(angle), 1.6 / petals, 1.6 / petals))
+    outline.fill(_ellipse(0, -0.35, 0.4, 0.4))
     outline.mark(-0.75, _ellipse(0, -0.35, 0.27, 0.27))
     outline.mark(0.5, _ellipse(0, -0.35, 0.15, 0.15))
     return outline
@@ -206,8 +207,8 @@ def _boat(rng: np.random.Generator) -> Outline:
     hull = [(-1, 0.4), (1, 0.4), (0.68, 0.88), (-0.66, 0.88)]
     sails = [(0.08, top), (main, 0.2), (0.08, 0.2)], [(-0.1, top + 0.2), (-0.1, 0.2), (-main * 0.8, 0.2)]
     outline.fill(hull, *sails, _rectangle(-0.1, top, 0.08, 0.5))
-    outline.mark(-0.5, hull)
-    outline.mark(0.55, *sails)
+    outline.mark(-0.3, hull)
+    outline.mark(0.12, *sails)
     outline.mark(-0.7, _rectangle(-0.08, top, 0.06, 0.4))
     return outline
 
@@ -270,8 +271,10 @@ def sprite(category: str, rng: np.random.Generator, extent: float) -> Sprite:
 
 
 def _finish(silhouette: Image.Image, marks: Image.Image) -> Sprite:
-    """Supersampled grey drawings to a sprite."""
+    """Supersampled grey drawings to a sprite; its rim is one pixel wide where two would leave little inside."""
     small = silhouette.reduce(SUPERSAMPLING)
-    coverage, core, tone = (np.asarray(image, np.float32) for image in (
-        small, small.filter(ImageFilter.MinFilter(5)), marks.reduce(SUPERSAMPLING)))
+    coverage, thin, thick, tone = (np.asarray(image, np.float32) for image in (
+        small, small.filter(ImageFilter.MinFilter(3)), small.filter(ImageFilter.MinFilter(5)),
+        marks.reduce(SUPERSAMPLING)))
+    core = thick if thick.sum() > 0.45 * coverage.sum() else thin
     return Sprite(coverage / 255, (tone - 128) / 127, (coverage - core) / 255)

@@ -176,7 +176,7 @@ def _drawn_ground(name: str, rng: np.random.Generator, size: int) -> np.ndarray:
         marks = np.clip(1 - 5 * np.abs(marks - 0.3), 0, 1)
     colour = np.array(stuff.colour, np.float32)
     tint = 0.7 * PAPER + 0.3 * colour
-    return tint + 0.8 * marks[..., None] * (0.8 * colour - tint)
+    return tint + 0.6 * marks[..., None] * (0.8 * colour - tint)
 
 
 def _ground(backdrop: Backdrop, draw: Callable[[str, np.random.Generator, int], np.ndarray]) -> np.ndarray:
@@ -262,7 +262,7 @@ def _cartoon(backdrop: Backdrop, layers: Sequence[Layer], rng: np.random.Generat
     canvas = _ground(backdrop, lambda *place: _painted_ground(*place, depth=0, accent=0.6))
     for layer in layers:
         body = _body(layer, np.array(COLOURS[layer.colour], np.float32))
-        _over(canvas, layer, body + layer.sprite.edge[..., None] * (INK - body))
+        _over(canvas, layer, body + 0.85 * layer.sprite.edge[..., None] * (INK - body))
     return canvas
 
 
@@ -317,7 +317,7 @@ def _mosaic(backdrop: Backdrop, layers: Sequence[Layer], rng: np.random.Generato
     canvas = _ground(backdrop, lambda *place: _painted_ground(*place, depth=5, accent=0.6))
     for layer in layers:
         body = _body(layer, np.array(COLOURS[layer.colour], np.float32))
-        _over(canvas, layer, body + 0.5 * layer.sprite.edge[..., None] * (INK - body))
+        _over(canvas, layer, body + 0.2 * layer.sprite.edge[..., None] * (INK - body))
     size, tile = canvas.shape[0], 4
     tiles = canvas.reshape(size // tile, tile, size // tile, tile, 3).mean((1, 3))
     tiles += rng.normal(0, 7, (*tiles.shape[:2], 1)).astype(np.float32)

@@ -1,0 +1,70 @@
+"""The tiny world's models as a host: plain torch, nothing to download. Keeps `contracts.Host`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import schedule
+from ..contracts import Taps
+from ..shapes import Float, Int
+from ..taps import extract_taps
+from ..tinyworld import world
+from ..tinyworld.sampler import sample
+
+
+class TinyHost:
+    """`models` as a host; it can generate, too."""
+
+    def __init__(self, models: world.Models) -> None:
+        self.models = models
+        self.specs = models.unet.config.tap_specs()
+        self.context_dim = models.unet.config.context_dim
+        parameter = next(models.unet.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+
+    @classmethod
+    def load(cls, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> TinyHost:
+        """The embedded models on `device` (None: the CPU) in `dtype` (None: float32 on a CPU)."""
+        return cls(world.load(device, dtype))
+
+    @torch.no_grad()
+    def encode_image(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 4 h/8 w/8"]:
+        """Latents of `pixels` in [-1, 1], sides in multiples of 8: the mode of the posterior, of unit deviation."""
+        return self.models.vae.encode(pixels.to(self.device, self.dtype))
+
+    @torch.no_grad()
+    def decode_latents(self, latents: Float[Tensor, "b 4 h w"]) -> Float[Tensor, "b 3 8*h 8*w"]:
+        """`pixels` in [-1, 1] of latents."""
+        return self.models.vae.decode(latents.to(self.device, self.dtype)).clamp(-1, 1)
+
+    @torch.no_grad()
+    def encode_text(self, phrases: Sequence[str]) -> Float[Tensor, "b 77 d"]:
+        """Context of each phrase; over 75 tokens raise InputError with their count."""
+        ids = torch.tensor([self.models.tokenizer.encode(phrase) for phrase in phrases], device=self.device)
+        return self.models.text(ids.reshape(len(phrases), -1))
+
+    def add_noise(
+        self, latents: Float[Tensor, "b 4 h w"], noise: Float[Tensor, "b 4 h w"], timesteps: Int[Tensor, " b"]
+    ) -> Float[Tensor, "b 4 h w"]:
+        """Latents at `timesteps` of Stable Diffusion's schedule."""
+        return schedule.add_noise(latents, noise, timesteps)
+
+    def extract(
+        self,
+        latents: Float[Tensor, "b 4 h w"],
+        timesteps: Int[Tensor, " b"],
+        context: Float[Tensor, "b n d"],
+        blocks: Sequence[str],
+    ) -> Taps:
+        """Taps of noised latents, from a pass that ends after the last block asked for."""
+        unet = self.models.unet
+        return extract_taps(unet, blocks, lambda: unet(latents, timesteps, context))
+
+    def generate(self, captions: Sequence[str], seed: int = 0, steps: int = 30, guidance: float = 5.0) -> Tensor:
+        """Fresh latents b 4 16 16 of `captions`: DDIM with classifier-free guidance, noise from a CPU generator."""
+        noise = schedule.seeded_noise((len(captions), 4, world.LATENT, world.LATENT), seed)
+        context, empty = self.encode_text(captions), self.encode_text([""] * len(captions))
+        return sample(self.models.unet, noise.to(self.device, self.dtype), context, empty, steps, guidance)

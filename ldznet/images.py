@@ -1,0 +1,63 @@
+"""Pictures as people have them, brought to pixels b 3 h w in [-1, 1]; and resizing that does not shift."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from .errors import InputError
+from .shapes import Float, Size
+
+EXPECTED = "a PIL image, a uint8 array h w 3, or a float tensor b 3 h w in [-1, 1]"
+
+
+def to_pixels(image: Any) -> Float[Tensor, "b 3 h w"]:
+    """`pixels` of a PIL image of any mode (EXIF rotation applied, transparency over white), a uint8 array h w 3, or a
+    float tensor, which is checked and detached. Raises InputError that says what came."""
+    if isinstance(image, Image.Image):
+        image = np.asarray(_rgb(image))
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise InputError(f"Expected {EXPECTED}, got an array {image.dtype} {image.shape}.")
+        image = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
+    if not isinstance(image, Tensor):
+        raise InputError(f"Expected {EXPECTED}, got {type(image).__name__}.")
+    if image.ndim != 4 or image.shape[1] != 3 or not image.is_floating_point() or 0 in image.shape:
+        raise InputError(f"Expected {EXPECTED}, got a tensor {image.dtype} {tuple(image.shape)}.")
+    pixels = image.detach().float()
+    require_finite(pixels, "the image")
+    low, high = pixels.aminmax()
+    if low < -1.01 or high > 1.01:
+        raise InputError(f"Expected pixels in [-1, 1], got {low:.2f} .. {high:.2f}. Divide by 127.5 and subtract 1.")
+    return pixels
+
+
+def require_finite(tensor: Tensor, name: str) -> None:
+    """Raises InputError where `tensor` holds NaN or infinity."""
+    if not torch.isfinite(tensor).all():
+        raise InputError(f"Expected finite numbers in {name}, got NaN or infinity. Look at what made them.")
+
+
+def resize(maps: Float[Tensor, "b c h w"], size: Size) -> Float[Tensor, "b c H W"]:
+    """Bicubic with antialiasing, corner to corner, so nothing shifts."""
+    if maps.shape[2:] == torch.Size(size):
+        return maps
+    return F.interpolate(maps.float(), size=size, mode="bicubic", align_corners=False, antialias=True).to(maps.dtype)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode in ("I;16", "I", "F"):
+        values = np.asarray(upright, dtype=np.float64)
+        scale = 255 / 65535 if values.max(initial=0) > 255 else 1
+        upright = Image.fromarray((values.clip(0, None) * scale).clip(0, 255).astype(np.uint8))
+    if "A" in upright.getbands() or "transparency" in upright.info:
+        layer = upright.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return upright.convert("RGB")

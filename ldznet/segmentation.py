@@ -1,0 +1,76 @@
+"""What a prediction is: soft masks, which of them are there at all, and the one place where thresholds live."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import InputError
+from .shapes import Bool, Float, Size
+
+MOST_BYTES = 4 * 1024**3
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmentation:
+    """`logits` at the network's size for `phrases` in the order given; everything else is made on asking.
+
+    `scores` (b, p) in [0, 1] says how sure it is that a phrase is in the image; `found` is scores >= found_threshold.
+    The scores are the head's presence output; for a head without one (the published head), the highest probability
+    of the mask averaged over 8 x 8 network pixels. `size` (height, width) is the image's own.
+    """
+
+    logits: Float[Tensor, "b p h w"]
+    phrases: tuple[str, ...]
+    size: Size
+    scores: Float[Tensor, "b p"]
+    found_threshold: float = 0.5
+    deviation: Float[Tensor, "b p h w"] | None = None  # of the ensemble's probabilities, at the network's size
+
+    @property
+    def found(self) -> Bool[Tensor, "b p"]:
+        """Whether each phrase is in each image."""
+        return self.scores >= self.found_threshold
+
+    @property
+    def probabilities(self) -> Float[Tensor, "b p h w"]:
+        """float32 at the image's own size, never altered by `found`. Raises InputError over 4 GB."""
+        return self._resize(self.logits).sigmoid()
+
+    @property
+    def spread(self) -> Float[Tensor, "b p h w"] | None:
+        """Standard deviation of the probabilities over the ensemble at the image's size; None without an ensemble."""
+        return None if self.deviation is None else self._resize(self.deviation).clamp(min=0)
+
+    def masks(self, threshold: float = 0.5) -> Bool[Tensor, "b p h w"]:
+        """Where the probability is over `threshold` (0 .. 1); all false for a phrase that was not found."""
+        if not 0 <= threshold <= 1:
+            raise InputError(f"Expected a threshold between 0 and 1, got {threshold}.")
+        return (self.probabilities > threshold) & self.found[:, :, None, None]
+
+    def select(self, phrases: slice | list[int]) -> Segmentation:
+        """The same for some of the phrases: `result.select(slice(0, 10)).masks()` needs less memory."""
+        if isinstance(phrases, slice):
+            phrases = list(range(len(self.phrases)))[phrases]
+        return dataclasses.replace(
+            self,
+            logits=self.logits[:, phrases],
+            phrases=tuple(self.phrases[i] for i in phrases),
+            scores=self.scores[:, phrases],
+            deviation=None if self.deviation is None else self.deviation[:, phrases],
+        )
+
+    def _resize(self, maps: Tensor) -> Tensor:
+        images, phrases = maps.shape[:2]
+        needed = 4 * images * phrases * self.size[0] * self.size[1]
+        if needed > MOST_BYTES:
+            raise InputError(
+                f"Expected masks of at most 4 GB, got {needed / 1024**3:.1f} GB ({images} images x {phrases} phrases "
+                f"at {self.size[0]} x {self.size[1]}). Ask for a few phrases at a time: result.select(slice(0, 10))."
+            )
+        if maps.shape[2:] == torch.Size(self.size):
+            return maps.float()
+        return F.interpolate(maps.float(), size=self.size, mode="bilinear", align_corners=False, antialias=True)

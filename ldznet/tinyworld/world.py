@@ -1,0 +1,83 @@
+"""The tiny world's models: their sizes, where their weights lie, and how to load them. Hosts and training import this."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from .. import clip_bpe
+from ..checkpoints import load_weights
+from ..config import HeadConfig, UNetConfig
+from ..errors import CheckpointError
+from ..models import UNet
+from .text import TextConfig, TextEncoder
+from .vae import TinyVAE
+from .words import VOCABULARY
+
+WEIGHTS = Path(__file__).parent / "weights"
+UNET = UNetConfig(model_channels=32, channel_mult=(1, 2, 2, 2), num_heads=4, context_dim=64)
+PIXELS = 128
+LATENT = PIXELS // 8
+# Words of phrases and captions, and those of the published templates: each is one token.
+WORDS = sorted(word for word in VOCABULARY | {"image", "picture", "the", "one", "thing", "."})
+
+
+def head_config(network: str) -> HeadConfig:
+    """The embedded heads' configuration: a wider mask head than the published one, and a presence output."""
+    fields = {**vars(UNET), "out_channels": 1}
+    return HeadConfig(
+        network=network,
+        unet=UNetConfig(**fields),
+        host_unet=UNET,
+        latent_grid=(LATENT, LATENT),
+        size_multiple=32,
+        timestep=200,
+        timestep_range=(100, 300),
+        template="{}",
+        mask_channels=(64, 32, 16),
+        has_presence=True,
+    )
+
+
+class Models(NamedTuple):
+    """Everything that a Stable Diffusion has."""
+
+    vae: TinyVAE
+    text: TextEncoder
+    unet: UNet
+    tokenizer: clip_bpe.Tokenizer
+
+
+@functools.cache
+def tokenizer() -> clip_bpe.Tokenizer:
+    """CLIP's tokenizer over the tiny vocabulary; learned from `WORDS`, the same everywhere."""
+    return clip_bpe.Tokenizer(*clip_bpe.learn(WORDS))
+
+
+def fresh() -> Models:
+    """Untrained models."""
+    words = tokenizer()
+    return Models(TinyVAE(), TextEncoder(TextConfig(len(words.vocabulary))), UNet(UNET), words)
+
+
+def load(device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Models:
+    """The trained models, frozen. `dtype` None is float32 on a CPU and the file's float16 elsewhere."""
+    with torch.device("meta"):
+        models = fresh()
+    return Models(
+        _load(models.vae, "vae", device, dtype),
+        _load(models.text, "text", device, dtype),
+        _load(models.unet, "unet", device, dtype),
+        models.tokenizer,
+    )
+
+
+def _load(module: nn.Module, name: str, device: torch.device | str | None, dtype: torch.dtype | None) -> nn.Module:
+    path = WEIGHTS / f"{name}.safetensors"
+    if not path.exists():
+        raise CheckpointError(f"Expected the embedded weights at {path}, found none. Reinstall, or run `ldznet train`.")
+    return load_weights(module, path, device=device, dtype=dtype)

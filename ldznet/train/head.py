@@ -1,0 +1,101 @@
+"""Training a head: ZNet or LD-ZNet on latents, phrases and masks, with absent phrases as negatives.
+
+Mean pixel cross-entropy as in the paper, a soft Dice term (small things weigh as much as large ones), and
+cross-entropy on the presence output. The denoising UNet and the text encoder are frozen.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..contracts import Host
+from ..data.cache import Cache
+from ..models import LDZNet
+
+ABSENT_SHARE = 0.2
+DICE_WEIGHT, PRESENCE_WEIGHT = 0.5, 0.2
+
+
+def start_from_unet(head: LDZNet, unet: nn.Module) -> int:
+    """Copies every parameter of `unet` whose name and shape `head` shares, in place; returns how many tensors."""
+    source, target = unet.state_dict(), head.state_dict()
+    shared = {name: t for name, t in source.items() if name in target and target[name].shape == t.shape}
+    head.load_state_dict({**target, **shared})
+    return len(shared)
+
+
+class Segmenting(nn.Module):
+    """A head as a module whose forward is the loss."""
+
+    def __init__(self, head: LDZNet) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(
+        self, latents: Tensor, context: Tensor, taps: dict[str, Tensor], masks: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        zeros = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
+        logits, presence = self.head.segment(latents, zeros, context, taps)
+        present = masks.amax(dim=(1, 2, 3))
+        pixels = F.binary_cross_entropy_with_logits(logits, masks)
+        dice = (soft_dice(logits, masks) * present).sum() / present.sum().clamp(min=1)
+        loss = pixels + DICE_WEIGHT * dice
+        figures = {"pixels": pixels.detach(), "dice": dice.detach()}
+        if presence is not None:
+            said = F.binary_cross_entropy_with_logits(presence, present)
+            loss, figures["presence"] = loss + PRESENCE_WEIGHT * said, said.detach()
+        return loss, figures
+
+
+def soft_dice(logits: Tensor, masks: Tensor) -> Tensor:
+    """1 - Dice coefficient of each image, b (Milletari et al., 3DV 2016, with squares)."""
+    p = logits.sigmoid()
+    shared = (p * masks).sum(dim=(1, 2, 3))
+    return 1 - (2 * shared + 1) / ((p**2).sum(dim=(1, 2, 3)) + masks.sum(dim=(1, 2, 3)) + 1)
+
+
+class HeadTask:
+    """Batches of (latents, context, taps, mask). Contexts of all phrases are encoded once, taps at every step."""
+
+    def __init__(self, head: LDZNet, host: Host, cache: Cache) -> None:
+        if cache.latents is None:
+            raise ValueError("Expected a cache with latents, got one without. Call add_latents first.")
+        self.module = Segmenting(head).to(memory_format=torch.channels_last)
+        self.host, self.cache, self.config = host, cache, head.head_config
+        self.latents = cache.latents
+        phrases = sorted({p for record in cache.records for p in (*record["phrases"], *record["absent"])})
+        self.rows = {phrase: row for row, phrase in enumerate(phrases)}
+        texts = [self.config.template.format(phrase) for phrase in phrases]
+        self.context = torch.cat([host.encode_text(texts[i : i + 256]) for i in range(0, len(texts), 256)])
+
+    def batch(self, step: int, size: int, generator: torch.Generator) -> tuple:
+        rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
+        index = rng.integers(len(self.cache), size=size)
+        drawn = [self._phrase(i, rng) for i in index]
+        context = self.context[[self.rows[phrase] for phrase, _ in drawn]]
+        masks = torch.from_numpy(np.stack([mask for _, mask in drawn])).float()[:, None]
+        latents = self.latents[torch.from_numpy(index)].float()
+        return latents, context, self._taps(latents, context, generator), masks
+
+    def loss(self, module: nn.Module, batch: tuple) -> tuple[Tensor, dict[str, Tensor]]:
+        return module(*batch)
+
+    def _phrase(self, i: int, rng: np.random.Generator) -> tuple[str, np.ndarray]:
+        """A phrase of item `i` and its mask; an absent one (mask of zeros) with probability ABSENT_SHARE."""
+        record = self.cache.records[i]
+        if record["absent"] and (not record["phrases"] or rng.random() < ABSENT_SHARE):
+            return str(rng.choice(record["absent"])), np.zeros(self.cache.images.shape[1:3], bool)
+        which = int(rng.integers(len(record["phrases"])))
+        return record["phrases"][which], self.cache.mask(i, which)
+
+    def _taps(self, latents: Tensor, context: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        blocks = list(self.config.tap_specs)
+        if not blocks:
+            return {}
+        low, high = self.config.timestep_range
+        timesteps = torch.randint(low, high + 1, (len(latents),), generator=generator)
+        noise = torch.randn(latents.shape, generator=generator)
+        return dict(self.host.extract(self.host.add_noise(latents, noise, timesteps), timesteps, context, blocks))

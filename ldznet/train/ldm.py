@@ -1,0 +1,60 @@
+"""Training the tiny latent diffusion model: UNet and text encoder together, on captions alone.
+
+The model predicts the noise; the loss weights are min-SNR (Hang et al., ICCV 2023), which for predicting noise is
+min(SNR, gamma) / SNR. A tenth of the captions is dropped, for classifier-free guidance.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..clip_bpe import Tokenizer
+from ..data.cache import Cache
+from ..models import UNet
+from ..schedule import NUM_TIMESTEPS, add_noise, alphas_cumprod
+from ..tinyworld.text import TextEncoder
+
+CAPTION_DROP = 0.1
+MIN_SNR_GAMMA = 5.0
+
+
+class Denoising(nn.Module):
+    """UNet and text encoder as a module whose forward is the loss."""
+
+    def __init__(self, unet: UNet, text: TextEncoder) -> None:
+        super().__init__()
+        self.unet, self.text = unet, text
+        snr = alphas_cumprod() / (1 - alphas_cumprod())
+        self.register_buffer("weights", (snr.clamp(max=MIN_SNR_GAMMA) / snr).float(), persistent=False)
+
+    def forward(
+        self, latents: Tensor, noise: Tensor, timesteps: Tensor, ids: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        eps = self.unet(add_noise(latents, noise, timesteps), timesteps, self.text(ids))
+        mse = ((eps.float() - noise) ** 2).mean(dim=(1, 2, 3))
+        return (mse * self.weights[timesteps]).mean(), {"mse": mse.detach().mean()}
+
+
+class LDMTask:
+    """Batches of cached latents with one of their captions each."""
+
+    def __init__(self, unet: UNet, text: TextEncoder, tokenizer: Tokenizer, cache: Cache) -> None:
+        if cache.latents is None:
+            raise ValueError("Expected a cache with latents, got one without. Call add_latents first.")
+        self.module = Denoising(unet, text).to(memory_format=torch.channels_last)
+        self.latents = cache.latents
+        captions = [[tokenizer.encode(caption) for caption in record["captions"]] for record in cache.records]
+        self.captions = torch.tensor(captions, dtype=torch.int16)
+        self.empty = torch.tensor(tokenizer.encode(""))
+
+    def batch(self, step: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        index = torch.randint(len(self.latents), (size,), generator=generator)
+        latents = self.latents[index].float()
+        ids = self.captions[index, torch.randint(self.captions.shape[1], (size,), generator=generator)].long()
+        ids[torch.rand(size, generator=generator) < CAPTION_DROP] = self.empty
+        timesteps = torch.randint(NUM_TIMESTEPS, (size,), generator=generator)
+        return latents, torch.randn(latents.shape, generator=generator), timesteps, ids
+
+    def loss(self, module: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+        return module(*batch)

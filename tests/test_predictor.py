@@ -1,0 +1,219 @@
+"""The predictor on stand-ins that carry the picture losslessly, and on the rules that every prediction keeps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from ldznet import HeadConfig, Predictor, Segmentation, UNetConfig
+from ldznet.errors import HostError, InputError
+from ldznet.hosts.tiny import TinyHost
+from ldznet.models import build_head
+from ldznet.phrases import Phrase, fill
+from ldznet.tinyworld import world
+
+
+class LosslessHost:
+    """Latents are the picture's red channel, unshuffled by 8."""
+
+    specs, context_dim, device, dtype = {}, 4, torch.device("cpu"), torch.float32
+
+    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        return F.pixel_unshuffle(pixels[:, :1], 8)
+
+    def encode_text(self, phrases: list[str]) -> torch.Tensor:
+        return torch.zeros(len(phrases), 77, 4)
+
+
+class LosslessHead(torch.nn.Module):
+    """Logits are the latents shuffled back, so the mask is where the picture is white."""
+
+    def __init__(self, multiple: int = 32) -> None:
+        super().__init__()
+        unet = UNetConfig(in_channels=64, context_dim=4)
+        self.head_config = HeadConfig(network="znet", unet=unet, latent_grid=(16, 16), size_multiple=multiple)
+        self.scale = torch.nn.Parameter(torch.tensor(20.0))
+
+    def segment(self, latents, timesteps, context, taps):
+        return F.pixel_shuffle(latents, 8) * self.scale, None
+
+
+@pytest.mark.parametrize("resolution", ["head", "native"])
+@pytest.mark.parametrize("size", [(128, 128), (125, 131), (97, 203), (301, 77), (256, 256), (63, 65)])
+def test_a_rectangle_stays_where_it_is(size: tuple[int, int], resolution: str) -> None:
+    height, width = size
+    image = np.zeros((height, width, 3), np.uint8)
+    top, bottom, left, right = height // 4, height * 3 // 4, width // 5, width * 4 // 5
+    image[top:bottom, left:right] = 255
+    predictor = Predictor(LosslessHost(), LosslessHead(), resolution=resolution)
+    predictor.set_image(image)
+    result = predictor.predict(["the rectangle"])
+    assert result.probabilities.shape == (1, 1, height, width)
+    rows, columns = result.masks()[0, 0].nonzero(as_tuple=True)
+    network = result.logits.shape[2:]
+    pixel = (max(1.0, height / network[0]), max(1.0, width / network[1]))
+    edges = [rows.min() - top, rows.max() + 1 - bottom, columns.min() - left, columns.max() + 1 - right]
+    for edge, limit in zip(edges, (pixel[0], pixel[0], pixel[1], pixel[1]), strict=True):
+        assert abs(float(edge)) <= limit, (edges, pixel)
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    torch.manual_seed(0)
+    models = world.fresh()
+    head = build_head(world.head_config("ldznet"))
+    for module in (*models[:3], head):
+        module.eval().requires_grad_(False)
+    return Predictor(TinyHost(models), head)
+
+
+PHRASES = ["a red star", "grass", "a blue cat", "zebra 🦓 雪"]
+
+
+def test_alone_or_together_in_any_order_masks_agree(predictor: Predictor) -> None:
+    latents = torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    predictor.set_latents(latents)
+    together = predictor.predict(PHRASES).probabilities
+    assert torch.equal(together, predictor.predict(PHRASES).probabilities)
+    backwards = predictor.predict(PHRASES[::-1]).probabilities.flip(1)
+    assert (together - backwards).abs().max() < 1e-4
+    predictor.set_latents(latents[1:2])
+    alone = predictor.predict(["a blue cat"]).probabilities
+    assert (together[1:2, 2:3] - alone).abs().max() < 1e-4
+
+
+def test_ensemble_gives_a_spread(predictor: Predictor) -> None:
+    three = Predictor(predictor.host, predictor.head, ensemble=3)
+    three.set_latents(torch.randn(1, 4, 16, 24, generator=torch.Generator().manual_seed(1)), size=(100, 150))
+    result = three.predict(["grass"])
+    assert result.spread is not None
+    assert result.spread.shape == (1, 1, 100, 150)
+    assert result.spread.max() > 0
+    predictor.set_latents(torch.zeros(1, 4, 16, 16))
+    assert predictor.predict(["grass"]).spread is None
+
+
+def test_progress_counts_and_stops(predictor: Predictor) -> None:
+    seen = []
+    counting = Predictor(predictor.host, predictor.head, chunk=2, progress=lambda done, total: seen.append((done, total)))
+    counting.set_latents(torch.zeros(1, 4, 16, 16))
+    counting.predict(PHRASES)
+    assert seen == [(2, 4), (4, 4)]
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    stopping = Predictor(predictor.host, predictor.head, progress=stop)
+    stopping.set_latents(torch.zeros(1, 4, 16, 16))
+    with pytest.raises(KeyboardInterrupt):
+        stopping.predict(PHRASES)
+    assert not any(m._forward_hooks for m in predictor.host.models.unet.modules())
+
+
+def test_minus_subtracts() -> None:
+    predictor = Predictor(LosslessHost(), LosslessHead())
+    predictor.set_image(np.full((128, 128, 3), 255, np.uint8))
+    result = predictor.predict(["a", "a - b"])
+    assert result.probabilities[0, 0].min() > 0.99
+    assert result.probabilities[0, 1].max() < 0.01
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.new("RGBA", (40, 30), (255, 0, 0, 10)),
+        Image.new("P", (40, 30)),
+        Image.new("L", (1, 90)),
+        Image.new("1", (40, 30)),
+        Image.new("I;16", (40, 30)),
+        Image.new("LA", (8000, 3)),
+        Image.new("CMYK", (17, 19)),
+    ],
+    ids=lambda image: f"{image.mode} {image.size}",
+)
+def test_pictures_as_people_have_them(image: Image.Image, predictor: Predictor) -> None:
+    predictor.set_image(image)
+    assert predictor.predict(["grass"]).probabilities.shape == (1, 1, image.height, image.width)
+
+
+def test_exif_rotation_is_applied(predictor: Predictor) -> None:
+    image = Image.new("RGB", (40, 30))
+    image.getexif()[0x0112] = 6
+    predictor.set_image(image)
+    assert predictor.predict(["grass"]).probabilities.shape[2:] == (40, 30)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "photo.png",
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((4, 4, 3)),
+        torch.zeros(3, 8, 8),
+        torch.zeros(1, 4, 8, 8),
+        torch.full((1, 3, 8, 8), 255.0),
+        torch.full((1, 3, 8, 8), float("nan")),
+        torch.zeros(1, 3, 8, 8, dtype=torch.uint8),
+    ],
+    ids=str,
+)
+def test_wrong_images_say_what_came(image: object, predictor: Predictor) -> None:
+    with pytest.raises(InputError, match=r"Expected .*, got "):
+        predictor.set_image(image)
+
+
+@pytest.mark.parametrize(
+    "latents",
+    [torch.zeros(4, 16, 16), torch.zeros(1, 3, 16, 16), torch.zeros(1, 4, 1, 16, 16), torch.full((1, 4, 2, 2), torch.nan)],
+    ids=lambda t: str(tuple(t.shape)),
+)
+def test_wrong_latents_say_what_came(latents: torch.Tensor, predictor: Predictor) -> None:
+    with pytest.raises(InputError, match=r"Expected .*, got "):
+        predictor.set_latents(latents)
+
+
+def test_float64_and_gradients_are_taken_as_they_are(predictor: Predictor) -> None:
+    predictor.set_latents(torch.zeros(1, 4, 16, 16, dtype=torch.float64, requires_grad=True))
+    result = predictor.predict(["grass"])
+    assert result.probabilities.dtype == torch.float32
+    assert not result.logits.requires_grad
+
+
+@pytest.mark.parametrize("phrase", ["", "  ", " - the cat", "the cat - ", "word " * 300])
+def test_unusable_phrases_say_so(phrase: str, predictor: Predictor) -> None:
+    predictor.set_latents(torch.zeros(1, 4, 16, 16))
+    with pytest.raises(InputError):
+        predictor.predict([phrase])
+
+
+def test_a_head_for_another_model_is_refused() -> None:
+    with pytest.raises(HostError, match="context width"):
+        Predictor(LosslessHost(), build_head(world.head_config("ldznet")))
+
+
+def test_templates_and_minus() -> None:
+    assert fill("a photo of a {}.", "the red dog") == "a photo of a red dog."
+    assert fill("{}", "a red dog") == "a red dog"
+    assert Phrase.parse("a - b - c") == ("a", ("b", "c"))
+    assert Phrase.parse("a t-shirt") == ("a t-shirt", ())
+
+
+def test_not_found_is_a_mask_of_zeros_and_probabilities_stay() -> None:
+    logits = torch.full((1, 2, 8, 8), 5.0)
+    result = Segmentation(logits, ("a", "b"), (16, 16), torch.tensor([[0.9, 0.1]]))
+    assert result.masks()[0, 0].all()
+    assert not result.masks()[0, 1].any()
+    assert result.probabilities[0, 1].min() > 0.9
+    assert result.found.tolist() == [[True, False]]
+
+
+def test_too_much_says_how_much_and_what_to_do() -> None:
+    logits = torch.zeros(1, 1, 8, 8).expand(1, 300, 8, 8)
+    result = Segmentation(logits, ("a",) * 300, (4000, 4000), torch.zeros(1, 300))
+    with pytest.raises(InputError, match="17.9 GB"):
+        _ = result.probabilities
+    assert result.select([0]).probabilities.shape == (1, 1, 4000, 4000)
