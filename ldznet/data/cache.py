@@ -27,7 +27,7 @@ def quiet(done: int, total: int) -> None:
 
 def images_to_pixels(images: np.ndarray) -> Float[Tensor, "b 3 h w"]:
     """uint8 b h w 3 to pixels in [-1, 1], channels-last in memory."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 class Cache:

@@ -124,13 +124,13 @@ def _layout(rng: np.random.Generator, size: int, count: int, categories: Sequenc
     """Up to `count` things, back to front; one that finds no place in a few tries is left out."""
     looks: list[Look] = []
     layers: list[Layer] = []
-    areas: list[float] = []
+    areas: list[int] = []
     labels = np.full((size, size), -1, np.int8)
     for _ in range(count):
         look = _look(rng, looks, categories)
         for attempt in range(4):
             drawing = _drawing(rng, look[0], size, 0.85 ** attempt)
-            area = np.count_nonzero(drawing.coverage > 0.5)
+            area = int(np.count_nonzero(drawing.coverage > 0.5))
             spot = _spot(rng, drawing, labels, [*areas, area])
             if spot is not None:
                 pattern = pattern_map(look[2], drawing.coverage.shape, rng, size / 128)
@@ -157,7 +157,7 @@ def _least(size: int) -> float:
     return 150 * (size / 128) ** 2
 
 
-def _spot(rng: np.random.Generator, drawing: Sprite, labels: np.ndarray, areas: Sequence[float],
+def _spot(rng: np.random.Generator, drawing: Sprite, labels: np.ndarray, areas: Sequence[int],
           ) -> tuple[int, int] | None:
     """A top and left where the new thing and all earlier ones stay visible to 45 % and 150 pixels, or None."""
     size, (height, width) = labels.shape[0], drawing.coverage.shape
@@ -201,13 +201,13 @@ def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 def _things(looks: Sequence[Look], labels: np.ndarray) -> tuple[Thing, ...]:
     masks = [labels == number for number in range(len(looks))]
-    return tuple(Thing(*look, _box(mask), mask) for look, mask in zip(looks, masks))
+    return tuple(Thing(*look, _box(mask), mask) for look, mask in zip(looks, masks, strict=True))
 
 
 def _stuff_masks(backdrop: Backdrop, free: np.ndarray) -> dict[str, np.ndarray]:
     """Where each kind of stuff is seen; stuff that things hide is left out."""
     areas = [free & ~backdrop.lower, free & backdrop.lower]
-    return {name: area for name, area in zip(backdrop.stuff, areas) if area.any()}
+    return {name: area for name, area in zip(backdrop.stuff, areas, strict=False) if area.any()}
 
 
 def _told(image: np.ndarray, things: tuple[Thing, ...], stuff: dict[str, np.ndarray], domain: str, seed: int) -> Scene:

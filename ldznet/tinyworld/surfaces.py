@@ -6,7 +6,7 @@ before, so that masks never depend on the domain. Imports `shapes` alone; meant 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -57,7 +57,7 @@ def pattern_map(pattern: str, shape: tuple[int, int], rng: np.random.Generator, 
         return _soft(np.abs((across / (2 * pitch) + phase[0]) % 1 - 0.5) * 2 * pitch - pitch / 2)
     if pattern == "dotted":
         along = y * np.cos(angle) - x * np.sin(angle)
-        u, v = (((c / (2 * pitch) + p) % 1 - 0.5) * 2 * pitch for c, p in zip((across, along), phase))
+        u, v = (((c / (2 * pitch) + p) % 1 - 0.5) * 2 * pitch for c, p in zip((across, along), phase, strict=True))
         return _soft(0.6 * pitch - np.hypot(u, v))
     return np.zeros(shape, np.float32)
 
@@ -159,7 +159,7 @@ GROUNDS: dict[str, Stuff] = {
 STUFF: tuple[str, ...] = tuple(GROUNDS)
 
 
-def _painted_ground(name: str, rng: np.random.Generator, size: int, depth: float, accent: float) -> np.ndarray:
+def _painted_ground(name: str, rng: np.random.Generator, size: int, *, depth: float, accent: float) -> np.ndarray:
     """Stuff in its colours: texture of amplitude `depth` and marks at strength `accent`."""
     stuff = GROUNDS[name]
     tone, marks = stuff.draw(rng, size)
@@ -242,7 +242,7 @@ def _lit(layer: Layer, light: float) -> np.ndarray:
 def _lit_scene(backdrop: Backdrop, layers: Sequence[Layer], rng: np.random.Generator, depth: float) -> np.ndarray:
     """Light, shadow and slightly jittered colours, h w 3: what the photograph and the painting start from."""
     light = float(rng.choice([-1.0, 1.0]))
-    canvas = _ground(backdrop, lambda *place: _painted_ground(*place, depth=depth, accent=0.55))
+    canvas = _ground(backdrop, partial(_painted_ground, depth=depth, accent=0.55))
     canvas += rng.normal(0, 4, 3).astype(np.float32)
     for layer in layers:
         _drop_shadow(canvas, layer, light)
@@ -259,7 +259,7 @@ def _photo(backdrop: Backdrop, layers: Sequence[Layer], rng: np.random.Generator
 
 
 def _cartoon(backdrop: Backdrop, layers: Sequence[Layer], rng: np.random.Generator) -> np.ndarray:
-    canvas = _ground(backdrop, lambda *place: _painted_ground(*place, depth=0, accent=0.6))
+    canvas = _ground(backdrop, partial(_painted_ground, depth=0, accent=0.6))
     for layer in layers:
         body = _body(layer, np.array(COLOURS[layer.colour], np.float32))
         _over(canvas, layer, body + 0.85 * layer.sprite.edge[..., None] * (INK - body))
@@ -314,7 +314,7 @@ def _painting(backdrop: Backdrop, layers: Sequence[Layer], rng: np.random.Genera
 
 
 def _mosaic(backdrop: Backdrop, layers: Sequence[Layer], rng: np.random.Generator) -> np.ndarray:
-    canvas = _ground(backdrop, lambda *place: _painted_ground(*place, depth=5, accent=0.6))
+    canvas = _ground(backdrop, partial(_painted_ground, depth=5, accent=0.6))
     for layer in layers:
         body = _body(layer, np.array(COLOURS[layer.colour], np.float32))
         _over(canvas, layer, body + 0.2 * layer.sprite.edge[..., None] * (INK - body))

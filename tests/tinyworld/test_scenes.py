@@ -3,8 +3,19 @@
 import numpy as np
 import pytest
 
-from ldznet.tinyworld.scenes import (CATEGORIES, COLOURS, DOMAINS, PATTERNS, STUFF, VOCABULARY, absent_phrases, captions,
-                                     distractor, phrases_of, scene)
+from ldznet.tinyworld.scenes import (
+    CATEGORIES,
+    COLOURS,
+    DOMAINS,
+    PATTERNS,
+    STUFF,
+    VOCABULARY,
+    absent_phrases,
+    captions,
+    distractor,
+    phrases_of,
+    scene,
+)
 
 SEEDS = range(40)
 
@@ -22,7 +33,8 @@ def test_the_names_are_those_agreed():
     assert DOMAINS == ("photo", "cartoon", "lines", "painting", "mosaic")
     assert CATEGORIES == ("star", "heart", "moon", "fish", "tree", "house", "car", "cat", "bird", "flower", "mushroom",
                           "boat", "key", "cup")
-    assert len(COLOURS) == 8 and PATTERNS == ("plain", "striped", "dotted")
+    assert len(COLOURS) == 8
+    assert PATTERNS == ("plain", "striped", "dotted")
     assert set(STUFF) == {"sky", "grass", "sand", "water", "brick", "night", "snow"}
 
 
@@ -46,7 +58,8 @@ def test_global_random_state_is_left_alone():
 def test_the_graph_is_the_same_in_every_domain(seed):
     first, *others = (scene(seed, domain) for domain in DOMAINS)
     for other in others:
-        assert first.phrases == other.phrases and first.kinds == other.kinds
+        assert first.phrases == other.phrases
+        assert first.kinds == other.kinds
         assert all(np.array_equal(first.masks[phrase], other.masks[phrase]) for phrase in first.phrases)
         assert [phrases_of(a) for a in first.things] == [phrases_of(b) for b in other.things]
         assert not np.array_equal(first.image, other.image)
@@ -61,7 +74,8 @@ def test_the_picture_follows_the_things():
     for one in (one for one in hearts if one.things[0].pattern == "plain"):
         mask, colour = one.things[0].mask, np.array(COLOURS[one.things[0].colour])
         near = np.abs(one.image.astype(int) - colour).max(-1) < 12
-        assert near[mask].mean() > 0.3 and near[~mask].mean() < 0.02
+        assert near[mask].mean() > 0.3
+        assert near[~mask].mean() < 0.02
 
 
 def test_things_and_stuff_part_the_image(many):
@@ -75,7 +89,9 @@ def test_masks_are_those_of_the_things_named(many):
     for one in many[:60]:
         assert one.phrases == tuple(one.masks) == tuple(one.kinds)
         for phrase, mask in one.masks.items():
-            assert mask.dtype == bool and mask.shape == (128, 128) and mask.any()
+            assert mask.dtype == bool
+            assert mask.shape == (128, 128)
+            assert mask.any()
             if one.kinds[phrase] == "thing":
                 named = [thing.mask for thing in one.things if phrase in phrases_of(thing)]
                 assert np.array_equal(mask, np.any(named, axis=0))
@@ -99,14 +115,16 @@ def test_boxes_frame_the_visible_pixels(many):
 
 def test_extents_lie_in_the_range(many):
     extents = [max(t.box[2] - t.box[0], t.box[3] - t.box[1]) for one in many for t in one.things]
-    assert max(extents) <= 82 and 36 <= np.median(extents) <= 52
+    assert max(extents) <= 82
+    assert 36 <= np.median(extents) <= 52
 
 
 def test_absent_phrases_are_absent(many):
     rng = np.random.default_rng(0)
     for one in many[:80]:
         chosen = absent_phrases(one, rng, 6)
-        assert len(set(chosen)) == 6 and not set(chosen) & set(one.phrases)
+        assert len(set(chosen)) == 6
+        assert not set(chosen) & set(one.phrases)
         colours, categories = {t.colour for t in one.things}, {t.category for t in one.things}
         near = [p for p in chosen if set(p.split()) & (colours | categories)]
         assert len(near) == 3
@@ -124,7 +142,8 @@ def test_a_single_thing_and_stuff_have_no_distractor():
 
 def test_a_quarter_of_the_scenes_hold_one_thing(many):
     counts = np.array([len(one.things) for one in many])
-    assert 0.17 < np.mean(counts == 1) < 0.33 and counts.max() == 4
+    assert 0.17 < np.mean(counts == 1) < 0.33
+    assert counts.max() == 4
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
@@ -142,7 +161,8 @@ def test_captions_keep_to_the_vocabulary(many):
     rng = np.random.default_rng(1)
     for one in many:
         for caption in (one.caption, captions(one, rng)):
-            assert set(words(caption)) <= VOCABULARY and caption == caption.lower().strip()
+            assert set(words(caption)) <= VOCABULARY
+            assert caption == caption.lower().strip()
 
 
 def test_captions_vary_and_tell_the_truth(many):
@@ -163,7 +183,8 @@ def test_articles_follow_the_next_word():
 
 def test_other_sizes_scale_the_scene():
     large = scene(5, "photo", size=192)
-    assert large.image.shape == (192, 192, 3) and large.image.dtype == np.uint8
+    assert large.image.shape == (192, 192, 3)
+    assert large.image.dtype == np.uint8
     assert all(mask.shape == (192, 192) for mask in large.masks.values())
 
 

@@ -1,0 +1,20 @@
+"""The command line. `main` is the entry point; each command is a file here and a line in `app.py`."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Runs `ldznet …`; wrong input ends with one clear line and exit code 2."""
+    try:
+        from .app import app
+    except ImportError as error:
+        sys.exit(f'The command line needs typer and rich ({error}). pip install "comfyui-ldznet[cli]"')
+    from ..errors import LDZNetError
+
+    try:
+        app()
+    except LDZNetError as error:
+        print(f"ldznet: {error}", file=sys.stderr)
+        sys.exit(2)

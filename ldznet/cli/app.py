@@ -1,0 +1,128 @@
+"""The commands. Each parses, calls the library, and reports; `main` turns the library's errors into exit code 2."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from ..errors import InputError
+from .progress import console, progress_bar
+
+app = typer.Typer(
+    help="Words in, mask out, from the Stable Diffusion that is already loaded.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Seed = Annotated[int, typer.Option(help="Seed of the noise; the same seed gives the same masks.", min=0)]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the contact sheet goes.")] = Path("ldznet-demo.png"), seed: Seed = 0
+) -> None:
+    """Generate pictures, segment them by words, and write one contact sheet. Example: ldznet demo --out sheet.png"""
+    import ldznet
+
+    from ..hosts.tiny import TinyHost
+    from .demo import demo as run
+
+    start = time.perf_counter()
+    with console.status("Generating and segmenting …"):
+        path = run(TinyHost.load(), ldznet.load_head("tiny"), seed, out)
+    console.print(f"Wrote {path} in {time.perf_counter() - start:.1f} s.")
+
+
+@app.command()
+def segment(
+    image: Annotated[Path, typer.Argument(help="The picture.")],
+    text: Annotated[list[str], typer.Option(help='A phrase, or "a - b"; may be given several times.')],
+    model: Annotated[str, typer.Option(help='"tiny", a diffusers folder, or an SD 1.x file.')] = "tiny",
+    head: Annotated[str, typer.Option(help='"tiny", "tiny-znet" or a .safetensors file.')] = "tiny",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for masks and overlay.")] = Path("masks"),
+    threshold: Annotated[float, typer.Option(help="On probabilities.", min=0, max=1)] = 0.5,
+    ensemble: Annotated[int, typer.Option(help="How many (t, noise) pairs to average.", min=1)] = 1,
+    resolution: Annotated[str, typer.Option(help='"head" or "native".')] = "head",
+    seed: Seed = 0,
+) -> None:
+    """Masks of a picture. Example: ldznet segment photo.png --text "the dog" --text grass --model DIR --head FILE"""
+    from PIL import Image, UnidentifiedImageError
+
+    import ldznet
+
+    from .segment import write_masks
+
+    try:
+        picture = Image.open(image)
+        picture.load()
+    except (OSError, UnidentifiedImageError) as error:
+        raise InputError(f"Expected a picture at {image}, got: {error}.") from error
+    host, loaded = ldznet.open_host(model), ldznet.load_head(head)
+    with progress_bar("Segmenting") as progress:
+        predictor = ldznet.Predictor(
+            host, loaded, seed=seed, ensemble=ensemble, resolution=resolution, progress=progress
+        )
+        predictor.set_image(picture)
+        result = predictor.predict(text)
+    for line in write_masks(picture, result, threshold, out):
+        typer.echo(line)
+
+
+@app.command()
+def generate(
+    captions: Annotated[list[str], typer.Argument(help="What to draw.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.")] = Path("pictures"),
+    steps: Annotated[int, typer.Option(min=1, max=1000)] = 30,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance.")] = 5.0,
+    seed: Seed = 0,
+) -> None:
+    """Pictures of the tiny world. Example: ldznet generate "a photo of a red star on grass" """
+    from PIL import Image
+
+    from ..hosts.tiny import TinyHost
+    from .demo import picture_of
+
+    host = TinyHost.load()
+    with console.status("Generating …"):
+        pictures = picture_of(host, host.generate(captions, seed, steps, guidance))
+    out.mkdir(parents=True, exist_ok=True)
+    for i, picture in enumerate(pictures):
+        path = out / f"{i:03d}.png"
+        Image.fromarray(picture).save(path)
+        typer.echo(f"{path}: {captions[i]}")
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="The published checkpoint.")],
+    target: Annotated[Path, typer.Argument(help="The .safetensors to write.")],
+    dtype: Annotated[Optional[str], typer.Option(help="float32, float16 or bfloat16; as in the file if left out.")] = None,
+) -> None:
+    """One safetensors of the published checkpoint. Example: ldznet convert LDZNet_txt2mask.ckpt head.safetensors"""
+    import torch
+
+    from ..checkpoints.convert import convert as run
+
+    dtypes = {None: None, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if dtype not in dtypes:
+        raise InputError(f"Expected a dtype of float32, float16 or bfloat16, got {dtype}.")
+    with progress_bar("Converting") as progress:
+        report = run(source, target, dtypes[dtype], progress=progress)
+    typer.echo(f"Wrote {report.target}: {report.tensors} tensors, {report.parameters / 1e6:.1f} M parameters.")
+
+
+@app.command()
+def info(head: Annotated[str, typer.Argument(help='"tiny", "tiny-znet" or a .safetensors file.')] = "tiny") -> None:
+    """What a head is and asks for. Example: ldznet info tiny"""
+    import dataclasses
+
+    import ldznet
+
+    loaded = ldznet.load_head(head)
+    for name, value in dataclasses.asdict(loaded.head_config).items():
+        typer.echo(f"{name}: {value}")
+    typer.echo(f"parameters: {sum(p.numel() for p in loaded.parameters()):,}")

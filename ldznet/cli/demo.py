@@ -1,0 +1,75 @@
+"""`ldznet demo`: generate, segment from the latents, and segment scenes whose masks are known. One contact sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .. import tinyworld
+from ..contracts import Host
+from ..hosts.tiny import TinyHost
+from ..models import LDZNet
+from ..predictor import Predictor
+from ..segmentation import Segmentation
+from .sheet import Row, sheet
+
+CAPTIONS = {
+    "a photo of a red star on grass": ("a red star", "grass", "a blue cat"),
+    "a cartoon of a yellow house on sand under sky": ("a yellow house", "sand", "sky"),
+    "a painting of a pink heart and a blue boat on water": ("a pink heart", "a blue boat", "water"),
+}
+SCENES = ((7, "photo"), (22, "photo"), (4, "cartoon"))
+MOST_PHRASES = 3
+
+
+def demo(host: TinyHost, head: LDZNet, seed: int, out: Path) -> Path:
+    """Writes the sheet to `out` and returns its path."""
+    predictor = Predictor(host, head, seed=seed)
+    rows = [*_generated(host, predictor, seed), *(_rendered(predictor, *known) for known in SCENES)]
+    heading = "LD-ZNet on its tiny world: words in, mask out. Above, from fresh latents; below, rendered, with the truth."
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_suffix(".partial.png")
+    sheet(rows, heading).save(partial)
+    partial.replace(out)
+    return out
+
+
+def picture_of(host: Host, latents: torch.Tensor) -> np.ndarray:
+    """Latents decoded to a uint8 array b h w 3."""
+    pixels = host.decode_latents(latents).clamp(-1, 1)
+    return ((pixels + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _generated(host: TinyHost, predictor: Predictor, seed: int) -> list[Row]:
+    latents = host.generate(list(CAPTIONS), seed)
+    pictures = picture_of(host, latents)
+    rows = []
+    for i, (caption, phrases) in enumerate(CAPTIONS.items()):
+        predictor.set_latents(latents[i : i + 1])
+        rows.append(row_of(pictures[i], f"generated: {caption}", predictor.predict(phrases)))
+    return rows
+
+
+def _rendered(predictor: Predictor, seed: int, domain: str) -> Row:
+    scene = tinyworld.scene(seed, domain)
+    narrow = [p for p in scene.phrases if scene.kinds[p] == "stuff" or len(p.split()) >= 3]
+    phrases = narrow[:MOST_PHRASES]
+    predictor.set_image(scene.image)
+    truths = [scene.masks[phrase] for phrase in phrases]
+    return row_of(scene.image, f"rendered: {scene.caption}", predictor.predict(phrases), truths)
+
+
+def row_of(picture: np.ndarray, title: str, result: Segmentation, truths: Sequence[np.ndarray] | None = None) -> Row:
+    """A sheet's row of the first image of `result`, with IoU against `truths` where they are known."""
+    masks = result.masks()[0].cpu().numpy()
+    notes = []
+    for i in range(len(result.phrases)):
+        note = f"found, {result.scores[0, i]:.2f}" if result.found[0, i] else f"not found, {result.scores[0, i]:.2f}"
+        if truths is not None:
+            both, either = (masks[i] & truths[i]).sum(), (masks[i] | truths[i]).sum()
+            note = f"IoU {both / max(1, either):.2f}, {note}"
+        notes.append(note)
+    return Row(picture, title, result.phrases, result.probabilities[0].cpu().numpy(), masks, notes)
