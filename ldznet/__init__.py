@@ -1,9 +1,9 @@
 """Words in, mask out, from the Stable Diffusion that is already loaded: LD-ZNet (ICCV 2023) as a library.
 
-    host = ldznet.open_host("tiny")
-    predictor = ldznet.Predictor(host, ldznet.load_head("tiny"))
-    predictor.set_image(image)
-    masks = predictor.predict(["a red star", "grass"]).masks()
+host = ldznet.open_host("tiny")
+predictor = ldznet.Predictor(host, ldznet.load_head("tiny"))
+predictor.set_image(image)
+masks = predictor.predict(["a red star", "grass"]).masks()
 """
 
 from .checkpoints.load import load_head

@@ -56,10 +56,17 @@ Taps = Mapping[str, Tensor]
 class Host(Protocol):
     """A loaded diffusion model. Every call leaves it as it was, also when it raises."""
 
-    specs: Mapping[str, TapSpec]
-    context_dim: int
-    device: torch.device
-    dtype: torch.dtype
+    @property
+    def specs(self) -> Mapping[str, TapSpec]: ...
+
+    @property
+    def context_dim(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
 
     def encode_image(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 4 h/8 w/8"]:
         """Model-space latents (times the scale factor) of `pixels` in [-1, 1]: the mode of the VAE's posterior."""

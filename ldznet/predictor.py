@@ -50,7 +50,13 @@ class Predictor:
         if resolution not in RESOLUTIONS:
             raise InputError(f'Expected a resolution of {" or ".join(RESOLUTIONS)}, got "{resolution}".')
         self.host, self.head, self.config = host, head, head.head_config
-        self.seed, self.ensemble, self.resolution, self.chunk, self.progress = seed, ensemble, resolution, chunk, progress
+        self.seed, self.ensemble, self.resolution, self.chunk, self.progress = (
+            seed,
+            ensemble,
+            resolution,
+            chunk,
+            progress,
+        )
         self._check_fit()
         self._input: Tensor | None = None
         self._size: Size = (0, 0)
@@ -176,7 +182,9 @@ class Predictor:
             )
         for block, spec in self.config.tap_specs.items():
             if self.host.specs.get(block) != spec:
-                raise HostError(f"Expected a host with {spec}, got {self.host.specs.get(block)}. Load the head's model.")
+                raise HostError(
+                    f"Expected a host with {spec}, got {self.host.specs.get(block)}. Load the head's model."
+                )
 
 
 def score_of(logits: Float[Tensor, "n h w"]) -> Float[Tensor, " n"]:

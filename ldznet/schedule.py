@@ -28,6 +28,6 @@ def add_noise(
     return signal * latents + sigma * noise
 
 
-def seeded_noise(shape: tuple[int, ...], seed: int) -> Float[Tensor, "..."]:
+def seeded_noise(shape: tuple[int, ...], seed: int) -> Float[Tensor, ...]:
     """Unit normal noise, float32 from a CPU generator of its own: the same on every device."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

@@ -48,5 +48,5 @@ def fit_area(size: Size, area: float, multiple: int) -> Size:
 
 
 def tap_size(latent_size: Size, stride: int) -> Size:
-    """Size of a tap `stride` latent pixels apart: each halving rounds up, as a strided convolution with padding does."""
+    """Size of a tap `stride` latent pixels apart: each halving rounds up, as a padded strided convolution does."""
     return math.ceil(latent_size[0] / stride), math.ceil(latent_size[1] / stride)

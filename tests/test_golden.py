@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from golden import formula
 from safetensors.torch import load_file
 from torch import nn
 
@@ -19,8 +20,6 @@ from ldznet.models import layers as layers_module
 from ldznet.models.layers import AttentionPool2d, BasicTransformerBlock
 from ldznet.schedule import add_noise
 from ldznet.taps import reading, spatial_transformers
-
-from golden import formula
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = {"square": (1, 48, 48, 400), "wide": (1, 16, 32, 300), "tall": (2, 24, 16, 499)}
@@ -97,9 +96,7 @@ def no_position(pool: AttentionPool2d, size: tuple[int, int]) -> torch.Tensor:
 
 
 def bilinear(real):
-    return lambda x, size, mode, **kwargs: real(
-        x, size=size, mode="bilinear" if mode == "bicubic" else mode, **kwargs
-    )
+    return lambda x, size, mode, **kwargs: real(x, size=size, mode="bilinear" if mode == "bicubic" else mode, **kwargs)
 
 
 def attn3_first(block: BasicTransformerBlock, x, context, pooled=None):
@@ -122,7 +119,9 @@ def attn3_last(block: BasicTransformerBlock, x, context, pooled=None):
 VARIANTS = {
     "no mean token": lambda m, head: m.setattr(AttentionPool2d, "forward", no_mean_token),
     "no positional embedding": lambda m, head: m.setattr(AttentionPool2d, "position", no_position),
-    "bilinear re-gridding": lambda m, head: m.setattr(layers_module.F, "interpolate", bilinear(nn.functional.interpolate)),
+    "bilinear re-gridding": lambda m, head: m.setattr(
+        layers_module.F, "interpolate", bilinear(nn.functional.interpolate)
+    ),
     "attn3 before attn2": lambda m, head: m.setattr(BasicTransformerBlock, "forward", attn3_first),
     "attn3 after the feed-forward": lambda m, head: m.setattr(BasicTransformerBlock, "forward", attn3_last),
     "taps 7 and 8 swapped": lambda m, head: m.setattr(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -100,7 +100,7 @@ def generate(
 def convert(
     source: Annotated[Path, typer.Argument(help="The published checkpoint.")],
     target: Annotated[Path, typer.Argument(help="The .safetensors to write.")],
-    dtype: Annotated[Optional[str], typer.Option(help="float32, float16 or bfloat16; as in the file if left out.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; as in the file if left out.")] = None,
 ) -> None:
     """One safetensors of the published checkpoint. Example: ldznet convert LDZNet_txt2mask.ckpt head.safetensors"""
     import torch

@@ -29,7 +29,9 @@ def demo(host: TinyHost, head: LDZNet, seed: int, out: Path) -> Path:
     """Writes the sheet to `out` and returns its path."""
     predictor = Predictor(host, head, seed=seed)
     rows = [*_generated(host, predictor, seed), *(_rendered(predictor, *known) for known in SCENES)]
-    heading = "LD-ZNet on its tiny world: words in, mask out. Above, from fresh latents; below, rendered, with the truth."
+    heading = (
+        "LD-ZNet on its tiny world: words in, mask out. Above, from fresh latents; below, rendered, with the truth."
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_suffix(".partial.png")
     sheet(rows, heading).save(partial)

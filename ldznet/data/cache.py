@@ -1,6 +1,6 @@
 """A dataset drawn once into a folder of arrays, so that training reads memory instead of rendering.
 
-images.npy (uint8 n h w 3), masks.npy (the planes of all items, bit-packed) and items.jsonl; later latents.npy (float16).
+images.npy (uint8 n h w 3), masks.npy (the planes of all items, bit-packed), items.jsonl; then latents.npy (float16).
 Every file is written whole and then renamed, so an interrupted run leaves no half of one.
 """
 

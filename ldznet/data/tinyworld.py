@@ -16,7 +16,13 @@ class TinyWorldDataset:
     """Scenes `start` .. `start + length - 1`. `domain` None takes a domain per seed."""
 
     def __init__(
-        self, length: int, *, start: int = TRAIN_SEED, domain: str | None = None, size: int = 128, things: int | None = None
+        self,
+        length: int,
+        *,
+        start: int = TRAIN_SEED,
+        domain: str | None = None,
+        size: int = 128,
+        things: int | None = None,
     ) -> None:
         if length < 1:
             raise InputError(f"Expected at least one scene, got {length}.")

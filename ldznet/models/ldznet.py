@@ -1,11 +1,12 @@
 """LD-ZNet, ZNet and RGBNet (PNVR et al., ICCV 2023, arXiv 2303.12343): a Stable Diffusion UNet that outputs a mask.
 
 Three configurations of one network: ZNet is LD-ZNet without taps, RGBNet is ZNet behind a convolutional stem. Official
-code: github.com/koutilya-pnvr/LD-ZNet (Apache 2.0). May be imported by models, checkpoints and training, never by a host.
+code: github.com/koutilya-pnvr/LD-ZNet (Apache 2.0). For checkpoints and training, never for a host.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -107,13 +108,13 @@ class LDZNet(UNet):
 
 
 class RGBNet(LDZNet):
-    """The same network on pixels in [-1, 1]. The paper leaves the stem's shape open: three strided convolutions here."""
+    """The same network on pixels in [-1, 1]. The paper leaves the shape open: three strided convolutions here."""
 
     def __init__(self, config: HeadConfig, operations: Any = nn) -> None:
         super().__init__(config, operations)
         widths = (3, 32, 64, config.unet.in_channels)
         layers: list[nn.Module] = []
-        for here, after in zip(widths, widths[1:], strict=False):
+        for here, after in itertools.pairwise(widths):
             layers += [operations.Conv2d(here, after, 3, stride=2, padding=1), nn.SiLU()]
         self.stem = nn.Sequential(*layers[:-1])
 

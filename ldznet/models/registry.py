@@ -21,5 +21,7 @@ def build_head(config: HeadConfig, operations: Any = nn) -> LDZNet:
     """The network that `config` describes, with fresh weights (none under `torch.device("meta")`)."""
     if config.network not in HEADS:
         known = ", ".join(HEADS)
-        raise CheckpointError(f'Expected a network of {known}, got "{config.network}". Update the pack for newer heads.')
+        raise CheckpointError(
+            f'Expected a network of {known}, got "{config.network}". Update the pack for newer heads.'
+        )
     return HEADS[config.network](config, operations)

@@ -13,8 +13,23 @@ from .shapes import CATEGORIES, Sprite, sprite
 from .surfaces import COLOURS, DOMAINS, PATTERNS, STUFF, Backdrop, Layer, pattern_map, render
 from .words import VOCABULARY, absent_phrases, captions, distractor, matching, phrases_of, thing_phrases
 
-__all__ = ["CATEGORIES", "COLOURS", "DOMAINS", "PATTERNS", "STUFF", "VOCABULARY", "Scene", "Thing", "absent_phrases",
-           "captions", "distractor", "matching", "phrases_of", "scene", "thing_phrases"]
+__all__ = [
+    "CATEGORIES",
+    "COLOURS",
+    "DOMAINS",
+    "PATTERNS",
+    "STUFF",
+    "VOCABULARY",
+    "Scene",
+    "Thing",
+    "absent_phrases",
+    "captions",
+    "distractor",
+    "matching",
+    "phrases_of",
+    "scene",
+    "thing_phrases",
+]
 
 MOST_THINGS = 6
 UPPER, LOWER = ("sky", "night", "brick"), ("grass", "sand", "water", "snow", "brick")
@@ -48,8 +63,14 @@ class Scene:
     things: tuple[Thing, ...]
 
 
-def scene(seed: int, domain: str | None = None, *, size: int = 128, things: int | None = None,
-          only: Collection[str] | None = None) -> Scene:
+def scene(
+    seed: int,
+    domain: str | None = None,
+    *,
+    size: int = 128,
+    things: int | None = None,
+    only: Collection[str] | None = None,
+) -> Scene:
     """The scene of a seed. `domain` None lets the seed choose; `things` forces how many there are (1-6; else one in
     a quarter of the seeds, two to four in the rest); `only` names the categories allowed. Raises ValueError."""
     _check(seed, domain, size, things, only)
@@ -70,8 +91,10 @@ def _check(seed: int, domain: str | None, size: int, things: int | None, only: C
     if things is not None and not 1 <= things <= MOST_THINGS:
         raise ValueError(f"Expected 1 to {MOST_THINGS} things, got {things}. Ask for fewer, or leave it None.")
     if only is not None and (isinstance(only, str) or not only or set(only) - set(CATEGORIES)):
-        raise ValueError(f"Expected only to be a collection of categories among {', '.join(CATEGORIES)}, got "
-                         f"{only!r}. Name at least one, or leave it None.")
+        raise ValueError(
+            f"Expected only to be a collection of categories among {', '.join(CATEGORIES)}, got "
+            f"{only!r}. Name at least one, or leave it None."
+        )
 
 
 def _stream(seed: int, *purpose: int) -> np.random.Generator:
@@ -79,8 +102,12 @@ def _stream(seed: int, *purpose: int) -> np.random.Generator:
     return np.random.default_rng([seed, *purpose])
 
 
-def _graph(seed: int, size: int, things: int | None, categories: Sequence[str],
-           ) -> tuple[list[Look], list[Layer], Backdrop]:
+def _graph(
+    seed: int,
+    size: int,
+    things: int | None,
+    categories: Sequence[str],
+) -> tuple[list[Look], list[Layer], Backdrop]:
     """What is where. Draws a fresh layout, up to eight times, while some thing found no place."""
     rng = _stream(seed, GRAPH)
     count = things or (1 if rng.random() < 0.25 else int(rng.integers(2, 5)))
@@ -119,8 +146,12 @@ def _look(rng: np.random.Generator, earlier: Sequence[Look], categories: Sequenc
     return category, colour, str(rng.choice(PATTERNS, p=[0.5, 0.25, 0.25]))
 
 
-def _layout(rng: np.random.Generator, size: int, count: int, categories: Sequence[str],
-            ) -> tuple[list[Look], list[Layer]]:
+def _layout(
+    rng: np.random.Generator,
+    size: int,
+    count: int,
+    categories: Sequence[str],
+) -> tuple[list[Look], list[Layer]]:
     """Up to `count` things, back to front; one that finds no place in a few tries is left out."""
     looks: list[Look] = []
     layers: list[Layer] = []
@@ -129,7 +160,7 @@ def _layout(rng: np.random.Generator, size: int, count: int, categories: Sequenc
     for _ in range(count):
         look = _look(rng, looks, categories)
         for attempt in range(4):
-            drawing = _drawing(rng, look[0], size, 0.85 ** attempt)
+            drawing = _drawing(rng, look[0], size, 0.85**attempt)
             area = int(np.count_nonzero(drawing.coverage > 0.5))
             spot = _spot(rng, drawing, labels, [*areas, area])
             if spot is not None:
@@ -157,8 +188,12 @@ def _least(size: int) -> float:
     return 150 * (size / 128) ** 2
 
 
-def _spot(rng: np.random.Generator, drawing: Sprite, labels: np.ndarray, areas: Sequence[int],
-          ) -> tuple[int, int] | None:
+def _spot(
+    rng: np.random.Generator,
+    drawing: Sprite,
+    labels: np.ndarray,
+    areas: Sequence[int],
+) -> tuple[int, int] | None:
     """A top and left where the new thing and all earlier ones stay visible to 45 % and 150 pixels, or None."""
     size, (height, width) = labels.shape[0], drawing.coverage.shape
     body = drawing.coverage > 0.5
@@ -166,8 +201,8 @@ def _spot(rng: np.random.Generator, drawing: Sprite, labels: np.ndarray, areas: 
     needed = np.maximum(0.45 * np.asarray(areas), _least(size))
     for _ in range(8):
         top, left = (int(rng.integers(-(n // 10), max(size - n + n // 10, -(n // 10) + 1))) for n in (height, width))
-        inside = body[max(-top, 0):size - top, max(-left, 0):size - left]
-        under = labels[max(top, 0):top + height, max(left, 0):left + width][inside]
+        inside = body[max(-top, 0) : size - top, max(-left, 0) : size - left]
+        under = labels[max(top, 0) : top + height, max(left, 0) : left + width][inside]
         left_over = visible - np.bincount(under[under >= 0], minlength=len(visible))
         if np.all(np.append(left_over, np.count_nonzero(inside)) >= needed):
             return top, left
@@ -212,8 +247,10 @@ def _stuff_masks(backdrop: Backdrop, free: np.ndarray) -> dict[str, np.ndarray]:
 
 def _told(image: np.ndarray, things: tuple[Thing, ...], stuff: dict[str, np.ndarray], domain: str, seed: int) -> Scene:
     """The scene with its phrases and caption."""
-    masks = {phrase: np.logical_or.reduce([thing.mask for thing in matching(things, phrase)])
-             for phrase in thing_phrases(things)}
+    masks = {
+        phrase: np.logical_or.reduce([thing.mask for thing in matching(things, phrase)])
+        for phrase in thing_phrases(things)
+    }
     kinds = {**dict.fromkeys(masks, "thing"), **dict.fromkeys(stuff, "stuff")}
     untitled = Scene(image, "", tuple(kinds), {**masks, **stuff}, kinds, domain, seed, things)
     return replace(untitled, caption=captions(untitled, _stream(seed, CAPTION)))

@@ -5,7 +5,7 @@ Each category is a function that draws its own shape parameters and returns soli
 `surfaces`, `words` and `scenes`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 SUPERSAMPLING = 3
 MARGIN = 3  # empty pixels around a sprite, so that its outline can be found by erosion
+Points = np.ndarray | Sequence[tuple[float, float]]  # n 2, x y
 DARK, LIGHT = -1.0, 1.0  # tones of the marks
 
 
@@ -25,13 +26,13 @@ class Outline:
     solids: list[tuple[np.ndarray, bool]] = field(default_factory=list)
     marks: list[tuple[np.ndarray, float]] = field(default_factory=list)
 
-    def fill(self, *points: np.ndarray) -> None:
+    def fill(self, *points: Points) -> None:
         self.solids += [(np.asarray(p, np.float32), True) for p in points]
 
     def cut(self, points: np.ndarray) -> None:
         self.solids.append((points, False))
 
-    def mark(self, tone: float, *points: np.ndarray) -> None:
+    def mark(self, tone: float, *points: Points) -> None:
         self.marks += [(np.asarray(p, np.float32), tone) for p in points]
 
 
@@ -95,9 +96,12 @@ def _moon(rng: np.random.Generator) -> Outline:
 
 def _fish(rng: np.random.Generator) -> Outline:
     outline, height, tail = Outline(), rng.uniform(0.42, 0.56), rng.uniform(0.42, 0.62)
-    outline.fill(_ellipse(-0.15, 0, 0.85, height), [(0.5, 0), (1.15, -tail), (0.98, 0), (1.15, tail)],
-                 [(-0.4, -height * 0.8), (0.1, -height - 0.28), (0.4, -height * 0.6)],
-                 [(-0.1, height * 0.8), (0.25, height + 0.22), (0.32, height * 0.6)])
+    outline.fill(
+        _ellipse(-0.15, 0, 0.85, height),
+        [(0.5, 0), (1.15, -tail), (0.98, 0), (1.15, tail)],
+        [(-0.4, -height * 0.8), (0.1, -height - 0.28), (0.4, -height * 0.6)],
+        [(-0.1, height * 0.8), (0.25, height + 0.22), (0.32, height * 0.6)],
+    )
     outline.mark(-0.35, _bar(-0.42, -height * 0.6, -0.36, height * 0.6, 0.09))
     outline.mark(LIGHT, _ellipse(-0.66, -0.12, 0.14, 0.14))
     outline.mark(DARK, _ellipse(-0.67, -0.12, 0.08, 0.08))
@@ -136,12 +140,25 @@ def _house(rng: np.random.Generator) -> Outline:
 
 def _car(rng: np.random.Generator) -> Outline:
     outline, roof, back, front = Outline(), rng.uniform(-0.62, -0.48), rng.uniform(-0.6, -0.45), rng.uniform(0.2, 0.4)
-    outline.fill([(-1, -0.08), (-0.8, -0.12), (back, roof), (front, roof), (0.62, -0.1), (1.0, 0.02), (1.05, 0.32),
-                  (-1.02, 0.32)])
+    outline.fill(
+        [
+            (-1, -0.08),
+            (-0.8, -0.12),
+            (back, roof),
+            (front, roof),
+            (0.62, -0.1),
+            (1.0, 0.02),
+            (1.05, 0.32),
+            (-1.02, 0.32),
+        ]
+    )
     wheels = [(x, 0.32) for x in (-0.55, 0.58)]
     outline.fill(*(_ellipse(x, y, 0.25, 0.25) for x, y in wheels))
-    outline.mark(LIGHT, [(-0.62, -0.1), (back + 0.06, roof + 0.1), (-0.12, roof + 0.1), (-0.12, -0.1)],
-                 [(0, -0.1), (0, roof + 0.1), (front - 0.03, roof + 0.1), (0.46, -0.1)])
+    outline.mark(
+        LIGHT,
+        [(-0.62, -0.1), (back + 0.06, roof + 0.1), (-0.12, roof + 0.1), (-0.12, -0.1)],
+        [(0, -0.1), (0, roof + 0.1), (front - 0.03, roof + 0.1), (0.46, -0.1)],
+    )
     outline.mark(DARK, *(_ellipse(x, y, 0.25, 0.25) for x, y in wheels))
     outline.mark(0.7, *(_ellipse(x, y, 0.1, 0.1) for x, y in wheels))
     return outline
@@ -149,15 +166,24 @@ def _car(rng: np.random.Generator) -> Outline:
 
 def _cat(rng: np.random.Generator) -> Outline:
     outline, width, ear = Outline(), rng.uniform(0.4, 0.52), rng.uniform(-1.22, -1.08)
-    outline.fill(_ellipse(0, 0.5, width, 0.55), _ellipse(0, -0.42, 0.46, 0.4),
-                 [(-0.46, -0.5), (-0.42, ear), (-0.06, -0.74)], [(0.46, -0.5), (0.42, ear), (0.06, -0.74)],
-                 _rectangle(-width, 0.75, width, 1.02))
-    tail = np.concatenate([_ellipse(width + 0.1, 0.62, 0.36, 0.38, 90, -60),
-                           _ellipse(width + 0.1, 0.62, 0.2, 0.22, -60, 90)])
+    outline.fill(
+        _ellipse(0, 0.5, width, 0.55),
+        _ellipse(0, -0.42, 0.46, 0.4),
+        [(-0.46, -0.5), (-0.42, ear), (-0.06, -0.74)],
+        [(0.46, -0.5), (0.42, ear), (0.06, -0.74)],
+        _rectangle(-width, 0.75, width, 1.02),
+    )
+    tail = np.concatenate(
+        [_ellipse(width + 0.1, 0.62, 0.36, 0.38, 90, -60), _ellipse(width + 0.1, 0.62, 0.2, 0.22, -60, 90)]
+    )
     outline.fill(tail)
     outline.mark(LIGHT, _ellipse(-0.19, -0.46, 0.12, 0.12), _ellipse(0.19, -0.46, 0.12, 0.12))
-    outline.mark(DARK, _ellipse(-0.19, -0.45, 0.06, 0.1), _ellipse(0.19, -0.45, 0.06, 0.1),
-                 [(-0.09, -0.27), (0.09, -0.27), (0, -0.16)])
+    outline.mark(
+        DARK,
+        _ellipse(-0.19, -0.45, 0.06, 0.1),
+        _ellipse(0.19, -0.45, 0.06, 0.1),
+        [(-0.09, -0.27), (0.09, -0.27), (0, -0.16)],
+    )
     outline.mark(-0.5, _bar(0, 0.6, 0, 1.0, 0.07))
     outline.mark(0.4, _ellipse(0, 0.3, 0.17, 0.2))
     return outline
@@ -165,11 +191,16 @@ def _cat(rng: np.random.Generator) -> Outline:
 
 def _bird(rng: np.random.Generator) -> Outline:
     outline, lift, belly = Outline(), rng.uniform(-0.5, -0.1), rng.uniform(0.38, 0.5)
-    outline.fill(_ellipse(0, 0.1, 0.62, belly), _ellipse(-0.55, -0.38, 0.32, 0.3),
-                 [(-0.82, -0.52), (-1.25, -0.34), (-0.82, -0.24)],
-                 [(0.3, -0.15), (1.2, lift), (1.25, lift + 0.26), (0.4, 0.4)],
-                 _bar(-0.12, 0.4, -0.16, 0.95, 0.11), _bar(0.16, 0.4, 0.14, 0.95, 0.11),
-                 _bar(-0.34, 0.93, -0.08, 0.93, 0.1), _bar(-0.04, 0.93, 0.22, 0.93, 0.1))
+    outline.fill(
+        _ellipse(0, 0.1, 0.62, belly),
+        _ellipse(-0.55, -0.38, 0.32, 0.3),
+        [(-0.82, -0.52), (-1.25, -0.34), (-0.82, -0.24)],
+        [(0.3, -0.15), (1.2, lift), (1.25, lift + 0.26), (0.4, 0.4)],
+        _bar(-0.12, 0.4, -0.16, 0.95, 0.11),
+        _bar(0.16, 0.4, 0.14, 0.95, 0.11),
+        _bar(-0.34, 0.93, -0.08, 0.93, 0.1),
+        _bar(-0.04, 0.93, 0.22, 0.93, 0.1),
+    )
     outline.mark(-0.4, [(-0.25, -0.1), (0.3, -0.2), (0.7, 0.12), (0.2, 0.32), (-0.15, 0.22)])
     outline.mark(-0.8, [(-0.84, -0.52), (-1.25, -0.34), (-0.84, -0.24)])
     outline.mark(LIGHT, _ellipse(-0.6, -0.44, 0.11, 0.11))
@@ -181,8 +212,10 @@ def _flower(rng: np.random.Generator) -> Outline:
     outline, petals, turn = Outline(), int(rng.integers(5, 8)), rng.uniform(0, 72)
     outline.fill(_bar(0, 0, 0.05, 1.25, 0.15))
     leaf = rng.uniform(0.6, 0.85)
-    outline.fill([(0.0, leaf + 0.2), (0.28, leaf - 0.12), (0.58, leaf - 0.12), (0.4, leaf + 0.14)],
-                 [(0.0, leaf + 0.32), (-0.26, leaf + 0.02), (-0.52, leaf + 0.04), (-0.36, leaf + 0.26)])
+    outline.fill(
+        [(0.0, leaf + 0.2), (0.28, leaf - 0.12), (0.58, leaf - 0.12), (0.4, leaf + 0.14)],
+        [(0.0, leaf + 0.32), (-0.26, leaf + 0.02), (-0.52, leaf + 0.04), (-0.36, leaf + 0.26)],
+    )
     outline.mark(-0.5, _bar(0, 0.4, 0.05, 1.25, 0.15))
     for angle in np.radians(np.arange(petals) * 360 / petals + turn):
         outline.fill(_ellipse(0.46 * np.cos(angle), -0.35 + 0.46 * np.sin(angle), 1.6 / petals, 1.6 / petals))
@@ -197,8 +230,9 @@ def _mushroom(rng: np.random.Generator) -> Outline:
     stem = [(-0.24, 0.0), (0.24, 0.0), (foot, 0.85), (-foot, 0.85)]
     outline.fill(stem, np.concatenate([_ellipse(0, 0.08, 1, height, 180, 360), _ellipse(0, 0.08, 1, 0.12, 0, 180)]))
     outline.mark(0.6, [(-0.24, 0.16), (0.24, 0.16), (foot, 0.85), (-foot, 0.85)])
-    outline.mark(LIGHT, _ellipse(-0.45, -0.2, 0.15, 0.14), _ellipse(0.12, -0.45, 0.18, 0.15),
-                 _ellipse(0.55, -0.13, 0.13, 0.12))
+    outline.mark(
+        LIGHT, _ellipse(-0.45, -0.2, 0.15, 0.14), _ellipse(0.12, -0.45, 0.18, 0.15), _ellipse(0.55, -0.13, 0.13, 0.12)
+    )
     return outline
 
 
@@ -215,8 +249,12 @@ def _boat(rng: np.random.Generator) -> Outline:
 
 def _key(rng: np.random.Generator) -> Outline:
     outline, bow, tooth = Outline(), rng.uniform(0.46, 0.56), rng.uniform(0.3, 0.42)
-    outline.fill(_ellipse(-0.62, 0, bow, bow), _rectangle(-0.3, -0.13, 1.1, 0.13),
-                 _rectangle(0.84, 0, 1.06, tooth + 0.1), _rectangle(0.46, 0, 0.68, tooth))
+    outline.fill(
+        _ellipse(-0.62, 0, bow, bow),
+        _rectangle(-0.3, -0.13, 1.1, 0.13),
+        _rectangle(0.84, 0, 1.06, tooth + 0.1),
+        _rectangle(0.46, 0, 0.68, tooth),
+    )
     outline.cut(_ellipse(-0.66, 0, bow * 0.5, bow * 0.5))
     outline.mark(0.4, _bar(-0.1, -0.03, 0.95, -0.03, 0.08))
     return outline
@@ -234,8 +272,20 @@ def _cup(rng: np.random.Generator) -> Outline:
 
 
 OUTLINES: dict[str, Callable[[np.random.Generator], Outline]] = {
-    "star": _star, "heart": _heart, "moon": _moon, "fish": _fish, "tree": _tree, "house": _house, "car": _car,
-    "cat": _cat, "bird": _bird, "flower": _flower, "mushroom": _mushroom, "boat": _boat, "key": _key, "cup": _cup,
+    "star": _star,
+    "heart": _heart,
+    "moon": _moon,
+    "fish": _fish,
+    "tree": _tree,
+    "house": _house,
+    "car": _car,
+    "cat": _cat,
+    "bird": _bird,
+    "flower": _flower,
+    "mushroom": _mushroom,
+    "boat": _boat,
+    "key": _key,
+    "cup": _cup,
 }
 CATEGORIES: tuple[str, ...] = tuple(OUTLINES)
 
@@ -273,8 +323,14 @@ def sprite(category: str, rng: np.random.Generator, extent: float) -> Sprite:
 def _finish(silhouette: Image.Image, marks: Image.Image) -> Sprite:
     """Supersampled grey drawings to a sprite; its rim is one pixel wide where two would leave little inside."""
     small = silhouette.reduce(SUPERSAMPLING)
-    coverage, thin, thick, tone = (np.asarray(image, np.float32) for image in (
-        small, small.filter(ImageFilter.MinFilter(3)), small.filter(ImageFilter.MinFilter(5)),
-        marks.reduce(SUPERSAMPLING)))
+    coverage, thin, thick, tone = (
+        np.asarray(image, np.float32)
+        for image in (
+            small,
+            small.filter(ImageFilter.MinFilter(3)),
+            small.filter(ImageFilter.MinFilter(5)),
+            marks.reduce(SUPERSAMPLING),
+        )
+    )
     core = thick if thick.sum() > 0.45 * coverage.sum() else thin
     return Sprite(coverage / 255, (tone - 128) / 127, (coverage - core) / 255)

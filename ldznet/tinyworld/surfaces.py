@@ -14,8 +14,14 @@ from PIL import Image, ImageDraw, ImageFilter
 from .shapes import Sprite
 
 COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (222, 38, 40), "orange": (250, 138, 20), "yellow": (250, 222, 40), "green": (40, 192, 70),
-    "blue": (40, 80, 225), "purple": (136, 48, 186), "pink": (250, 132, 188), "white": (252, 252, 250),
+    "red": (222, 38, 40),
+    "orange": (250, 138, 20),
+    "yellow": (250, 222, 40),
+    "green": (40, 192, 70),
+    "blue": (40, 80, 225),
+    "purple": (136, 48, 186),
+    "pink": (250, 132, 188),
+    "white": (252, 252, 250),
 }
 PATTERNS = ("plain", "striped", "dotted")
 INK = np.array([34, 30, 36], np.float32)
@@ -51,7 +57,7 @@ class Backdrop:
 def pattern_map(pattern: str, shape: tuple[int, int], rng: np.random.Generator, scale: float) -> np.ndarray:
     """A pattern's marks, h w float32 in [0, 1]; stripes of 4-6 and dots of radius 3 pixels at scale 1."""
     angle, phase, pitch = rng.uniform(0, np.pi), rng.uniform(0, 1, 2), rng.uniform(4, 6) * scale
-    y, x = np.ogrid[:shape[0], :shape[1]]
+    y, x = np.ogrid[: shape[0], : shape[1]]
     across = x * np.cos(angle) + y * np.sin(angle)
     if pattern == "striped":
         return _soft(np.abs((across / (2 * pitch) + phase[0]) % 1 - 0.5) * 2 * pitch - pitch / 2)
@@ -224,7 +230,7 @@ def _drop_shadow(canvas: np.ndarray, layer: Layer, light: float) -> None:
     if rows.start >= canvas.shape[0]:
         return
     shadow = _blurred(layer.sprite.coverage, 3)
-    shadow = shadow[:rows.stop - rows.start, columns.start - left:columns.stop - left]
+    shadow = shadow[: rows.stop - rows.start, columns.start - left : columns.stop - left]
     canvas[rows, columns] *= 1 - 0.38 * shadow[..., None]
 
 
@@ -272,7 +278,7 @@ def _lines(backdrop: Backdrop, layers: Sequence[Layer], rng: np.random.Generator
         pen = np.array(COLOURS[layer.colour], np.float32)
         fill = np.array([255, 255, 255], np.float32) if layer.colour == "white" else 0.5 * pen + 0.5 * PAPER
         pen = 0.62 * pen if layer.colour == "white" else 0.85 * pen
-        y, x = np.ogrid[:layer.pattern.shape[0], :layer.pattern.shape[1]]
+        y, x = np.ogrid[: layer.pattern.shape[0], : layer.pattern.shape[1]]
         hatching = np.maximum(((x + y) % 6 < 1) * 0.6, layer.pattern * 0.8)
         ink = np.maximum(np.clip(-layer.sprite.tone, 0, 1), np.maximum(layer.sprite.edge, hatching))
         light = np.clip(layer.sprite.tone, 0, 1)[..., None] * 0.8
@@ -327,7 +333,11 @@ def _mosaic(backdrop: Backdrop, layers: Sequence[Layer], rng: np.random.Generato
 
 
 RENDERERS: dict[str, Callable[[Backdrop, Sequence[Layer], np.random.Generator], np.ndarray]] = {
-    "photo": _photo, "cartoon": _cartoon, "lines": _lines, "painting": _painting, "mosaic": _mosaic,
+    "photo": _photo,
+    "cartoon": _cartoon,
+    "lines": _lines,
+    "painting": _painting,
+    "mosaic": _mosaic,
 }
 DOMAINS: tuple[str, ...] = tuple(RENDERERS)
 

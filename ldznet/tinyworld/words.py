@@ -16,12 +16,31 @@ from .surfaces import COLOURS, PATTERNS, STUFF
 if TYPE_CHECKING:
     from .scenes import Scene, Thing
 
-PREFIXES = {"photo": "a photo of", "cartoon": "a cartoon of", "lines": "a line drawing of",
-            "painting": "a painting of", "mosaic": "a mosaic of"}
+PREFIXES = {
+    "photo": "a photo of",
+    "cartoon": "a cartoon of",
+    "lines": "a line drawing of",
+    "painting": "a painting of",
+    "mosaic": "a mosaic of",
+}
 OVERHEAD = ("sky", "night")
 VOCABULARY: frozenset[str] = frozenset(
-    [*CATEGORIES, *COLOURS, *PATTERNS[1:], *STUFF, *" ".join(PREFIXES.values()).split(),
-     "a", "an", "and", "on", "under", "by", "with", ","])
+    [
+        *CATEGORIES,
+        *COLOURS,
+        *PATTERNS[1:],
+        *STUFF,
+        *" ".join(PREFIXES.values()).split(),
+        "a",
+        "an",
+        "and",
+        "on",
+        "under",
+        "by",
+        "with",
+        ",",
+    ]
+)
 
 
 def with_article(words: str) -> str:
@@ -60,8 +79,12 @@ def _hard_absences(scene: "Scene") -> list[str]:
     """Colour and category pairs that are absent though one half of each is present."""
     pairs = {(thing.colour, thing.category) for thing in scene.things}
     colours, categories = {colour for colour, _ in pairs}, {category for _, category in pairs}
-    return [with_article(f"{colour} {category}") for colour in COLOURS for category in CATEGORIES
-            if (colour, category) not in pairs and (colour in colours or category in categories)]
+    return [
+        with_article(f"{colour} {category}")
+        for colour in COLOURS
+        for category in CATEGORIES
+        if (colour, category) not in pairs and (colour in colours or category in categories)
+    ]
 
 
 def _plain_absences(scene: "Scene") -> list[str]:
@@ -111,7 +134,7 @@ def captions(scene: "Scene", rng: np.random.Generator) -> str:
     """A fresh caption of a scene from the grammar: [a photo of] things [setting]."""
     things = list(scene.things)
     if len(things) > 1 and rng.random() < 0.15:
-        things = things[:int(rng.integers(1, len(things)))]
+        things = things[: int(rng.integers(1, len(things)))]
     parts = [PREFIXES[scene.domain]] if rng.random() < 2 / 3 else []
     order = rng.permutation(len(things))
     parts.append(_join([_mention(things[i], rng) for i in order]))

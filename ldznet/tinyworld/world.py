@@ -1,4 +1,4 @@
-"""The tiny world's models: their sizes, where their weights lie, and how to load them. Hosts and training import this."""
+"""The tiny world's models: their sizes, where their weights lie, and how to load them. For hosts and training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One training loop for everything: the VAE, the LDM and any head. Built on accelerate; knows nothing of what it trains.
+"""One training loop for everything: the VAE, the LDM and any head. On accelerate; knows not what it trains.
 
 A `Task` gives batches by step number, so that a run that was killed goes on exactly where its last state was saved.
 In `folder` it keeps state.safetensors and state.json (to resume), log.csv and log.png.

@@ -50,11 +50,12 @@ class LDMTask:
 
     def batch(self, step: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         index = torch.randint(len(self.latents), (size,), generator=generator)
-        latents = self.latents[index].float()
+        latents = self.latents[index].float().contiguous(memory_format=torch.channels_last)
         ids = self.captions[index, torch.randint(self.captions.shape[1], (size,), generator=generator)].long()
         ids[torch.rand(size, generator=generator) < CAPTION_DROP] = self.empty
         timesteps = torch.randint(NUM_TIMESTEPS, (size,), generator=generator)
-        return latents, torch.randn(latents.shape, generator=generator), timesteps, ids
+        noise = torch.randn(latents.shape, generator=generator).contiguous(memory_format=torch.channels_last)
+        return latents, noise, timesteps, ids
 
     def loss(self, module: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
         return module(*batch)

@@ -31,8 +31,22 @@ def words(caption):
 
 def test_the_names_are_those_agreed():
     assert DOMAINS == ("photo", "cartoon", "lines", "painting", "mosaic")
-    assert CATEGORIES == ("star", "heart", "moon", "fish", "tree", "house", "car", "cat", "bird", "flower", "mushroom",
-                          "boat", "key", "cup")
+    assert CATEGORIES == (
+        "star",
+        "heart",
+        "moon",
+        "fish",
+        "tree",
+        "house",
+        "car",
+        "cat",
+        "bird",
+        "flower",
+        "mushroom",
+        "boat",
+        "key",
+        "cup",
+    )
     assert len(COLOURS) == 8
     assert PATTERNS == ("plain", "striped", "dotted")
     assert set(STUFF) == {"sky", "grass", "sand", "water", "brick", "night", "snow"}
@@ -109,8 +123,9 @@ def test_boxes_frame_the_visible_pixels(many):
         for thing in one.things:
             y0, x0, y1, x1 = thing.box
             assert thing.mask[y0:y1, x0:x1].sum() == thing.mask.sum() >= 150
-            assert all(edge.any() for edge in (thing.mask[y0], thing.mask[y1 - 1], thing.mask[:, x0],
-                                               thing.mask[:, x1 - 1]))
+            assert all(
+                edge.any() for edge in (thing.mask[y0], thing.mask[y1 - 1], thing.mask[:, x0], thing.mask[:, x1 - 1])
+            )
 
 
 def test_extents_lie_in_the_range(many):
@@ -188,15 +203,18 @@ def test_other_sizes_scale_the_scene():
     assert all(mask.shape == (192, 192) for mask in large.masks.values())
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"seed": -1}, "seed of 0 or more, got -1"),
-    ({"seed": 0, "domain": "etching"}, "photo, cartoon.*got 'etching'"),
-    ({"seed": 0, "size": 100}, "multiple of 8.*got 100"),
-    ({"seed": 0, "things": 0}, "1 to 6 things, got 0"),
-    ({"seed": 0, "only": []}, "collection of categories"),
-    ({"seed": 0, "only": ["dog"]}, "dog"),
-    ({"seed": 0, "only": "cat"}, "got 'cat'"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"seed": -1}, "seed of 0 or more, got -1"),
+        ({"seed": 0, "domain": "etching"}, "photo, cartoon.*got 'etching'"),
+        ({"seed": 0, "size": 100}, "multiple of 8.*got 100"),
+        ({"seed": 0, "things": 0}, "1 to 6 things, got 0"),
+        ({"seed": 0, "only": []}, "collection of categories"),
+        ({"seed": 0, "only": ["dog"]}, "dog"),
+        ({"seed": 0, "only": "cat"}, "got 'cat'"),
+    ],
+)
 def test_bad_arguments_are_told(arguments, message):
     with pytest.raises(ValueError, match=message):
         scene(**arguments)

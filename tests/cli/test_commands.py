@@ -1,0 +1,58 @@
+"""The command line as a person types it: what is written, and what wrong input answers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ldznet import tinyworld
+
+
+def ldznet(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    code = "from ldznet.cli import main; main()"
+    return subprocess.run([sys.executable, "-c", code, *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+def test_demo_writes_one_sheet(tmp_path: Path) -> None:
+    done = ldznet("demo", "--out", "sheet.png", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 800
+        assert sheet.height > 1000
+
+
+def test_segment_writes_a_mask_per_phrase(tmp_path: Path) -> None:
+    Image.fromarray(tinyworld.scene(3).image).resize((101, 77)).save(tmp_path / "photo.png")
+    done = ldznet("segment", "photo.png", "--text", "grass", "--text", "a red star - sky", "-o", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["00_grass.png", "01_a_red_star___sky.png", "overlay.png"]
+    assert Image.open(tmp_path / "out" / "00_grass.png").size == (101, 77)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("segment", "no.png", "--text", "grass"), "Expected a picture"),
+        (("info", "no.safetensors"), "does not exist"),
+        (("convert", "no.ckpt", "head.safetensors"), "no.ckpt"),
+        (("segment",), "Missing argument"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_wrong_input_exits_2_with_one_clear_line(arguments: tuple[str, ...], says: str, tmp_path: Path) -> None:
+    done = ldznet(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["demo", "segment", "generate", "convert", "info"])
+def test_help_shows_an_example(command: str, tmp_path: Path) -> None:
+    assert "Example" in ldznet(command, "--help", cwd=tmp_path).stdout
