@@ -42,7 +42,7 @@ def test_imports_go_one_way(path: Path) -> None:
     part, depth = name.split("/")[0].removesuffix(".py"), name.count("/")
     for level, module in imports(path):
         top = module.split(".")[0]
-        assert top not in ("ldznet", "nodes") or (part == "cli" and level == 0), f"{name} imports {module} absolutely"
+        assert level or top not in ("ldznet", "nodes"), f"{name} imports {module} absolutely"
         assert level or top not in ONE_FILE or name in ONE_FILE[top], f"{name} imports {module}"
         assert level != depth + 1 or top not in NEVER.get(part, set()), f"{name} imports {module}"
 

@@ -26,14 +26,13 @@ def demo(
     out: Annotated[Path, typer.Option(help="Where the contact sheet goes.")] = Path("ldznet-demo.png"), seed: Seed = 0
 ) -> None:
     """Generate pictures, segment them by words, and write one contact sheet. Example: ldznet demo --out sheet.png"""
-    import ldznet
-
+    from ..checkpoints import load_head
     from ..hosts.tiny import TinyHost
     from .demo import demo as run
 
     start = time.perf_counter()
     with console.status("Generating and segmenting …"):
-        path = run(TinyHost.load(), ldznet.load_head("tiny"), seed, out)
+        path = run(TinyHost.load(), load_head("tiny"), seed, out)
     console.print(f"Wrote {path} in {time.perf_counter() - start:.1f} s.")
 
 
@@ -52,8 +51,7 @@ def segment(
     """Masks of a picture. Example: ldznet segment photo.png --text "the dog" --text grass --model DIR --head FILE"""
     from PIL import Image, UnidentifiedImageError
 
-    import ldznet
-
+    from .. import Predictor, load_head, open_host
     from .segment import write_masks
 
     try:
@@ -61,11 +59,9 @@ def segment(
         picture.load()
     except (OSError, UnidentifiedImageError) as error:
         raise InputError(f"Expected a picture at {image}, got: {error}.") from error
-    host, loaded = ldznet.open_host(model), ldznet.load_head(head)
+    host, loaded = open_host(model), load_head(head)
     with progress_bar("Segmenting") as progress:
-        predictor = ldznet.Predictor(
-            host, loaded, seed=seed, ensemble=ensemble, resolution=resolution, progress=progress
-        )
+        predictor = Predictor(host, loaded, seed=seed, ensemble=ensemble, resolution=resolution, progress=progress)
         predictor.set_image(picture)
         result = predictor.predict(text)
     for line in write_masks(picture, result, threshold, out):
@@ -120,9 +116,9 @@ def info(head: Annotated[str, typer.Argument(help='"tiny", "tiny-znet" or a .saf
     """What a head is and asks for. Example: ldznet info tiny"""
     import dataclasses
 
-    import ldznet
+    from ..checkpoints import load_head
 
-    loaded = ldznet.load_head(head)
+    loaded = load_head(head)
     for name, value in dataclasses.asdict(loaded.head_config).items():
         typer.echo(f"{name}: {value}")
     typer.echo(f"parameters: {sum(p.numel() for p in loaded.parameters()):,}")

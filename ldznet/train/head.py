@@ -78,7 +78,12 @@ class HeadTask:
         context = self.context[[self.rows[phrase] for phrase, _ in drawn]]
         masks = torch.from_numpy(np.stack([mask for _, mask in drawn])).float()[:, None]
         latents = self.latents[torch.from_numpy(index)].float()
-        return latents.contiguous(memory_format=torch.channels_last), context, self._taps(latents, context, generator), masks
+        return (
+            latents.contiguous(memory_format=torch.channels_last),
+            context,
+            self._taps(latents, context, generator),
+            masks,
+        )
 
     def loss(self, module: nn.Module, batch: tuple) -> tuple[Tensor, dict[str, Tensor]]:
         return module(*batch)

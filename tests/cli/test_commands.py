@@ -32,7 +32,8 @@ def test_segment_writes_a_mask_per_phrase(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["00_grass.png", "01_a_red_star___sky.png", "overlay.png"]
-    assert Image.open(tmp_path / "out" / "00_grass.png").size == (101, 77)
+    with Image.open(tmp_path / "out" / "00_grass.png") as mask:
+        assert mask.size == (101, 77)
 
 
 @pytest.mark.parametrize(
