@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -24,6 +24,8 @@ PIXELS = 128
 LATENT = PIXELS // 8
 # Words of phrases and captions, and those of the published templates: each is one token.
 WORDS = sorted(word for word in VOCABULARY | {"image", "picture", "the", "one", "thing", "."})
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def head_config(network: str) -> HeadConfig:
@@ -67,16 +69,16 @@ def fresh() -> Models:
 def load(device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Models:
     """The trained models, frozen. `dtype` None is float32 on a CPU and the file's float16 elsewhere."""
     with torch.device("meta"):
-        models = fresh()
+        empty = fresh()
     return Models(
-        _load(models.vae, "vae", device, dtype),
-        _load(models.text, "text", device, dtype),
-        _load(models.unet, "unet", device, dtype),
-        models.tokenizer,
+        _filled(empty.vae, "vae", device, dtype),
+        _filled(empty.text, "text", device, dtype),
+        _filled(empty.unet, "unet", device, dtype),
+        empty.tokenizer,
     )
 
 
-def _load(module: nn.Module, name: str, device: torch.device | str | None, dtype: torch.dtype | None) -> nn.Module:
+def _filled(module: Module, name: str, device: torch.device | str | None, dtype: torch.dtype | None) -> Module:
     path = WEIGHTS / f"{name}.safetensors"
     if not path.exists():
         raise CheckpointError(f"Expected the embedded weights at {path}, found none. Reinstall, or run `ldznet train`.")
