@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,41 +58,62 @@ def spatial_transformers(unet: nn.Module) -> dict[str, nn.Module]:
 
 
 @contextlib.contextmanager
-def reading(unet: nn.Module, blocks: Sequence[str], end_early: bool = True) -> Iterator[dict[str, Tensor]]:
-    """Fills a dict with a copy of each block's tap while `unet` runs inside; removes its hooks whatever happens.
+def watching(
+    modules: Mapping[str, nn.Module], read: Callable[[str, Any], None], end_early: bool = True
+) -> Iterator[None]:
+    """Calls `read(name, output)` after each of `modules` ran inside; removes its hooks whatever happens.
 
-    With `end_early` the pass stops right after the last tap (and this context swallows what stopped it). Raises
-    TapError for a block that this UNet does not have, or that was asked for and never fired.
+    With `end_early` the pass stops right after the last of them (and this context swallows what stopped it). Raises
+    TapError for one that never ran. `read` must not keep an output as it is: hosts change them in place.
     """
-    modules, blocks = spatial_transformers(unet), list(dict.fromkeys(blocks))
-    missing = [block for block in blocks if block not in modules]
-    if missing:
-        known = ", ".join(modules) or "none"
-        raise TapError(f"Expected blocks that this UNet has ({known}), got {', '.join(missing)}: use the head's model.")
-    taps: dict[str, Tensor] = {}
+    silent = set(modules)
 
-    def hook_for(block: str) -> Callable[..., None]:
+    def hook_for(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            taps[block] = _tensor(output).detach().clone()  # hosts add to a block's output in place
-            if end_early and len(taps) == len(blocks):
+            read(name, output)
+            silent.discard(name)
+            if end_early and not silent:
                 raise _Enough
 
         return hook
 
     handles = []
     try:
-        for block in blocks:
-            handles.append(modules[block].register_forward_hook(hook_for(block)))
+        for name, module in modules.items():
+            handles.append(module.register_forward_hook(hook_for(name)))
         with contextlib.suppress(_Enough):
-            yield taps
+            yield
     finally:
         for handle in handles:
             handle.remove()
-    silent = [block for block in blocks if block not in taps]
     if silent:
-        raise TapError(
-            f"Expected a tap from {', '.join(silent)}, got none: it never ran. Is the UNet patched or cached?"
-        )
+        names = ", ".join(name for name in modules if name in silent)
+        raise TapError(f"Expected a tap from {names}, got none: it never ran. Is the UNet patched or cached?")
+
+
+def transformers_of(unet: nn.Module, blocks: Sequence[str]) -> dict[str, nn.Module]:
+    """The spatial transformers of `blocks`, each once; raises TapError for a block that this UNet does not have."""
+    modules = spatial_transformers(unet)
+    missing = [block for block in dict.fromkeys(blocks) if block not in modules]
+    if missing:
+        known = ", ".join(modules) or "none"
+        raise TapError(f"Expected blocks that this UNet has ({known}), got {', '.join(missing)}: use the head's model.")
+    return {block: modules[block] for block in blocks}
+
+
+@contextlib.contextmanager
+def reading(unet: nn.Module, blocks: Sequence[str], end_early: bool = True) -> Iterator[dict[str, Tensor]]:
+    """Fills a dict with a copy of each block's tap while `unet` runs inside; `watching` says the rest.
+
+    Raises TapError for a block that this UNet does not have, or that was asked for and never fired.
+    """
+    taps: dict[str, Tensor] = {}
+
+    def read(block: str, output: Any) -> None:
+        taps[block] = _tensor(output).detach().clone()  # hosts add to a block's output in place
+
+    with watching(transformers_of(unet, blocks), read, end_early):
+        yield taps
 
 
 @torch.no_grad()
