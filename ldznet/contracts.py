@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import InputError
 from .shapes import Float, Int
@@ -17,7 +19,8 @@ from .shapes import Float, Int
 STAGES = ("input", "middle", "output")
 
 
-class Block(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Block:
     """A UNet block in LDM numbering, as in ComfyUI's `transformer_options["block"]`. `str()` gives "input.8"."""
 
     stage: str
@@ -97,6 +100,47 @@ class Host(Protocol):
         ...
 
 
+@dataclasses.dataclass(frozen=True)
+class Conditioning:
+    """What prompts give a UNet: `context`, and what else its host needs with it (SDXL's pooled text), opaque here."""
+
+    context: Float[Tensor, "b n d"]
+    extras: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+
+
+T = TypeVar("T")
+Observer = Callable[[nn.Module], AbstractContextManager[T]]
+"""Makes, for a host's UNet, the context in which one pass is to run: hooks that read and leave everything as it was."""
+
+
+@runtime_checkable
+class AttentionHost(Host, Protocol):
+    """A host that shows its attention too: what a mask without a trained head needs. No other head asks for it."""
+
+    @property
+    def family(self) -> str:
+        """ "tiny", "sd1", "sd2" or "sdxl"; chooses the constants of the attention head."""
+        ...
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text of any length, without start, end and padding."""
+        ...
+
+    def condition(self, prompts: Sequence[str]) -> Conditioning:
+        """As `encode_text`, with all else that a pass needs; over-long text raises InputError."""
+        ...
+
+    def observe(
+        self,
+        latents: Float[Tensor, "b 4 h w"],
+        timesteps: Int[Tensor, " b"],
+        conditioning: Conditioning,
+        observer: Observer[T],
+    ) -> T:
+        """What `observer(unet)` yields, after one conditional pass over already noised latents ran inside it."""
+        ...
+
+
 @runtime_checkable
 class Segmenter(Protocol):
     """A head: latents, text and (for LD-ZNet) taps in, logits out."""
@@ -116,3 +160,18 @@ class Segmenter(Protocol):
         context: Float[Tensor, "b n d"],
         taps: Taps | None = None,
     ) -> Float[Tensor, " b"] | None: ...
+
+
+@runtime_checkable
+class JointSegmenter(Protocol):
+    """A head that needs no training: it asks its host for more than taps, and takes all phrases at once."""
+
+    def fitted_to(self, host: Host) -> JointSegmenter:
+        """The same with the constants for `host`; raises HostError for one that it cannot read."""
+        ...
+
+    def segment_together(
+        self, host: Host, latents: Float[Tensor, "b 4 h w"], timesteps: Int[Tensor, " b"], phrases: Sequence[str]
+    ) -> tuple[Float[Tensor, "b p h w"], Float[Tensor, "b p"]]:
+        """Logits and presence scores in [0, 1] of all phrases, from latents already noised to `timesteps`."""
+        ...

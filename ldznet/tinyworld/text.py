@@ -70,30 +70,37 @@ class EncoderLayer(nn.Module):
         return x + self.mlp(self.layer_norm2(x))
 
 
+class Embeddings(nn.Module):
+    """Token plus position."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        for embedding in (self.token_embedding, self.position_embedding):
+            nn.init.normal_(embedding.weight, std=0.02)
+
+    def forward(self, ids: Int[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
+        return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
+
+
 class TextEncoder(nn.Module):
     """Token ids to context. Parameter names begin with `text_model.`, as in a CLIPTextModel's state dict."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config
-        embeddings = {
-            "token_embedding": nn.Embedding(config.vocab_size, config.hidden_size),
-            "position_embedding": nn.Embedding(config.max_position_embeddings, config.hidden_size),
-        }
-        for embedding in embeddings.values():
-            nn.init.normal_(embedding.weight, std=0.02)
-        layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
+        layers = (EncoderLayer(config) for _ in range(config.num_hidden_layers))  # drawn after the embeddings
         parts = {
-            "embeddings": nn.ModuleDict(embeddings),
-            "encoder": nn.ModuleDict({"layers": layers}),
+            "embeddings": Embeddings(config),
+            "encoder": nn.ModuleDict({"layers": nn.ModuleList(layers)}),
             "final_layer_norm": nn.LayerNorm(config.hidden_size),
         }
         self.text_model = nn.ModuleDict(parts)
 
     def forward(self, ids: Int[Tensor, "b 77"]) -> Float[Tensor, "b 77 d"]:
         """The context of 77 token ids each: last hidden state after the final norm."""
-        embeddings = self.text_model["embeddings"]
-        x = embeddings["token_embedding"](ids) + embeddings["position_embedding"].weight[: ids.shape[1]]
-        for layer in self.text_model["encoder"]["layers"]:
+        x = self.text_model["embeddings"](ids)
+        for layer in self.text_model["encoder"].get_submodule("layers").children():
             x = layer(x)
         return self.text_model["final_layer_norm"](x)

@@ -81,6 +81,10 @@ class TinyVAE(nn.Module):
         In place and exact inside the image; at its border the decoder's zero padding now stands for the mean latent.
         """
         last, first = self.encoder[-1], self.decoder[0]
+        assert isinstance(last, nn.Conv2d)
+        assert isinstance(first, nn.Conv2d)
+        assert last.bias is not None
+        assert first.bias is not None
         gain = 1 / (std * SCALE_FACTOR)
         last.weight[:LATENT_CHANNELS] *= gain[:, None, None, None]
         last.bias[:LATENT_CHANNELS] = (last.bias[:LATENT_CHANNELS] - mean) * gain

@@ -13,13 +13,15 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import InputError
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,8 @@ class TrainConfig:
 class Task(Protocol):
     """What is trained: a module, batches by step, and a loss with figures worth logging."""
 
-    module: nn.Module
+    @property
+    def module(self) -> nn.Module: ...
 
     def batch(self, step: int, size: int, generator: torch.Generator) -> Any: ...
 
@@ -55,14 +58,22 @@ class EMA:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.parameters = {name: p.detach().clone() for name, p in module.named_parameters()}
+        self.parameters: dict[str, Tensor] = {name: p.detach().clone() for name, p in module.named_parameters()}
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         """After optimizer step number `step` (from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        current = [p for _, p in module.named_parameters()]
+        current: list[Tensor] = list(module.parameters())
         torch._foreach_lerp_(list(self.parameters.values()), current, 1 - decay)
+
+
+def channels_last(module: Module) -> Module:
+    """`module` with its kernels channels-last in memory, which convolutions on a CPU are faster on; in place."""
+    for parameter in module.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return module
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -77,8 +88,10 @@ class Run:
     """A training run in a folder: optimizer, EMA, log, and the state to resume from."""
 
     def __init__(self, task: Task, config: TrainConfig, folder: Path) -> None:
-        from accelerate import Accelerator
-
+        try:
+            from accelerate import Accelerator
+        except ImportError as error:
+            raise InputError(f'Training needs accelerate ({error}). pip install "comfyui-ldznet[train]"') from error
         if config.steps < 1 or config.batch < 1:
             raise InputError(f"Expected at least one step and a batch of one, got {config.steps} and {config.batch}.")
         folder.mkdir(parents=True, exist_ok=True)

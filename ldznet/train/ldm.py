@@ -14,6 +14,7 @@ from ..data.cache import Cache
 from ..models import UNet
 from ..schedule import NUM_TIMESTEPS, add_noise, alphas_cumprod
 from ..tinyworld.text import TextEncoder
+from .engine import channels_last
 
 CAPTION_DROP = 0.1
 MIN_SNR_GAMMA = 5.0
@@ -21,6 +22,8 @@ MIN_SNR_GAMMA = 5.0
 
 class Denoising(nn.Module):
     """UNet and text encoder as a module whose forward is the loss."""
+
+    weights: Tensor  # of the loss, by timestep
 
     def __init__(self, unet: UNet, text: TextEncoder) -> None:
         super().__init__()
@@ -42,7 +45,7 @@ class LDMTask:
     def __init__(self, unet: UNet, text: TextEncoder, tokenizer: Tokenizer, cache: Cache) -> None:
         if cache.latents is None:
             raise ValueError("Expected a cache with latents, got one without. Call add_latents first.")
-        self.module = Denoising(unet, text).to(memory_format=torch.channels_last)
+        self.module = channels_last(Denoising(unet, text))
         self.latents = cache.latents
         captions = [[tokenizer.encode(caption) for caption in record["captions"]] for record in cache.records]
         self.captions = torch.tensor(captions, dtype=torch.int16)

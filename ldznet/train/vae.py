@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..data.cache import Cache, images_to_pixels
 from ..tinyworld.vae import TinyVAE
+from .engine import channels_last
 
 KL_WEIGHT = 2e-4
 MEAN_SQUARE_WEIGHT = 4.0  # beside the absolute error: PSNR is about squares
@@ -33,7 +34,7 @@ class VAETask:
     """Batches of images from a cache."""
 
     def __init__(self, vae: TinyVAE, cache: Cache) -> None:
-        self.module = Autoencoding(vae).to(memory_format=torch.channels_last)
+        self.module = channels_last(Autoencoding(vae))
         self.cache = cache
 
     def batch(self, step: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
