@@ -1,7 +1,7 @@
 """One training loop for everything: the VAE, the LDM and any head. On accelerate; knows not what it trains.
 
 A `Task` gives batches by step number, so that a run that was killed goes on exactly where its last state was saved.
-In `folder` it keeps state.safetensors and state.json (to resume), log.csv and log.png.
+In `folder` it keeps state.safetensors (to resume), state.json (to read), log.csv and log.png.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import InputError
+
+STATE = "state.safetensors"
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, laid out in memory as their parameter is: its fused step relies on that
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -104,7 +107,7 @@ class Run:
         self.ema = EMA(self.plain, config.ema)
         self.step = 0
         self.rows: list[dict[str, float]] = []
-        if (folder / "state.json").exists():
+        if (folder / STATE).exists():
             self._resume()
         if config.compile:
             self.module = torch.compile(self.module)
@@ -119,11 +122,13 @@ class Run:
             figures = self._optimize(batch)
             self.ema.update(self.plain, self.step)
             self.step += 1
-            if self.step % config.log_every == 0:
+            last = self.step == config.steps
+            if last or self.step % config.log_every == 0:
                 self._log({name: float(value) for name, value in figures.items()})
                 if progress:
                     progress(self.step, config.steps, self.rows[-1])
-            if self.step % config.save_every == 0 or self.step == config.steps:
+            if last or self.step % config.save_every == 0:
+                self._require_finite(float(figures["loss"]))
                 self.save()
         return self.ema.parameters
 
@@ -150,7 +155,7 @@ class Run:
         partial = self.folder / "state.partial"
         contiguous = {name: t.cpu().contiguous() for name, t in tensors.items()}
         save_file(contiguous, partial, {"step": str(self.step), "rows": json.dumps(self.rows)})
-        os.replace(partial, self.folder / "state.safetensors")
+        os.replace(partial, self.folder / STATE)
         record = {"step": self.step, "config": dataclasses.asdict(self.config)}
         (self.folder / "state.json").write_text(json.dumps(record), encoding="utf-8")
         write_log(self.rows, self.folder)
@@ -158,26 +163,30 @@ class Run:
     def _resume(self) -> None:
         from safetensors import safe_open
 
-        path = self.folder / "state.safetensors"
+        path = self.folder / STATE
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
         tensors = load_file(path)
-        expected = {f"model.{name}" for name, _ in self.plain.named_parameters()}
-        if not expected <= set(tensors):
+        parameters = dict(self.plain.named_parameters())
+        held = {name.removeprefix("model."): t.shape for name, t in tensors.items() if name.startswith("model.")}
+        if held != {name: parameter.shape for name, parameter in parameters.items()}:
             raise InputError(f"{self.folder} holds the run of another model. Take another folder, or delete this one.")
         self.step, self.rows = int(metadata["step"]), json.loads(metadata["rows"])
         with torch.no_grad():
-            for name, parameter in self.plain.named_parameters():
+            for name, parameter in parameters.items():
                 parameter.copy_(tensors[f"model.{name}"])
                 self.ema.parameters[name].copy_(tensors[f"ema.{name}"])
-                keys = ("step", "exp_avg", "exp_avg_sq")
                 if f"step.{name}" in tensors:
-                    self.optimizer.state[parameter] = {key: tensors[f"{key}.{name}"] for key in keys}
+                    state = {key: torch.empty_like(parameter).copy_(tensors[f"{key}.{name}"]) for key in MOMENTS}
+                    self.optimizer.state[parameter] = {"step": tensors[f"step.{name}"], **state}
 
     def _log(self, figures: dict[str, float]) -> None:
-        if not math.isfinite(figures["loss"]):
-            raise InputError(f"The loss is {figures['loss']} at step {self.step}. Lower the learning rate and resume.")
+        self._require_finite(figures["loss"])
         self.rows.append({"step": self.step, "rate": learning_rate(self.config, self.step), **figures})
+
+    def _require_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise InputError(f"The loss is {loss} at step {self.step}. Lower the learning rate and resume.")
 
 
 def _weight_decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
