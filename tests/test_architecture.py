@@ -13,7 +13,7 @@ ONE_FILE = {
     "diffusers": {"hosts/hf_diffusers.py"},
     "transformers": {"hosts/hf_diffusers.py"},
     "accelerate": {"train/engine.py"},
-    "comfy": set(),
+    "comfy": {"hosts/comfyui.py"},
 }
 NEVER = {  # part: what it must not import, relative to ldznet
     "models": {"hosts", "predictor", "checkpoints", "train", "evaluate", "cli"},
