@@ -76,6 +76,16 @@ class HeadConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
     @property
+    def in_channels(self) -> int:
+        """Of the latents."""
+        return self.unet.in_channels
+
+    @property
+    def calibrated(self) -> bool:
+        """Scores are probabilities: of the phrase's presence, or of the mask's peak."""
+        return True
+
+    @property
     def takes_pixels(self) -> bool:
         """RGBNet reads pixels; the others read latents."""
         return self.network == "rgbnet"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -165,6 +165,11 @@ class Segmenter(Protocol):
 @runtime_checkable
 class JointSegmenter(Protocol):
     """A head that needs no training: it asks its host for more than taps, and takes all phrases at once."""
+
+    @property
+    def head_config(self) -> Any:
+        """Constants, under the names of `HeadConfig` where the predictor reads them."""
+        ...
 
     def fitted_to(self, host: Host) -> JointSegmenter:
         """The same with the constants for `host`; raises HostError for one that it cannot read."""

@@ -7,13 +7,14 @@ the same field for every image and phrase, so a mask does not depend on what els
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .contracts import Host
+from .contracts import Host, JointSegmenter
 from .errors import HostError, InputError
 from .images import require_finite, resize, to_pixels
 from .models import LDZNet
@@ -24,10 +25,11 @@ from .shapes import PIXELS_PER_LATENT, Float, Size, fit_area, round_to_multiple
 
 RESOLUTIONS = ("head", "native")
 Progress = Callable[[int, int], None]
+Job = Callable[[int], tuple[Tensor, Tensor]]
 
 
 class Predictor:
-    """`host` makes latents, context and taps; `head` makes masks of them.
+    """`host` makes latents, context and taps; `head` makes masks of them, or of what it finds in the host itself.
 
     `ensemble` averages over that many pairs of (t, noise) and gives their spread. `resolution` "head" brings the image
     to the area that the head was trained at, "native" keeps it. `chunk` (image, phrase) pairs run at once.
@@ -37,7 +39,7 @@ class Predictor:
     def __init__(
         self,
         host: Host,
-        head: LDZNet,
+        head: LDZNet | JointSegmenter,
         *,
         seed: int = 0,
         ensemble: int = 1,
@@ -49,6 +51,8 @@ class Predictor:
             raise InputError(f"Expected an ensemble and a chunk of at least 1, got {ensemble} and {chunk}.")
         if resolution not in RESOLUTIONS:
             raise InputError(f'Expected a resolution of {" or ".join(RESOLUTIONS)}, got "{resolution}".')
+        if isinstance(head, JointSegmenter):
+            head = head.fitted_to(host)
         self.host, self.head, self.config = host, head, head.head_config
         self.seed, self.ensemble, self.resolution, self.chunk, self.progress = (
             seed,
@@ -76,8 +80,8 @@ class Predictor:
         8 times the latents' if None."""
         if self.config.takes_pixels:
             raise InputError("Expected an image: this head (RGBNet) reads pixels, not latents. Call set_image.")
-        if latents.ndim != 4 or latents.shape[1] != self.config.unet.in_channels or 0 in latents.shape:
-            channels = self.config.unet.in_channels
+        channels = self.config.in_channels
+        if latents.ndim != 4 or latents.shape[1] != channels or 0 in latents.shape:
             raise InputError(f"Expected latents b {channels} h w in model space, got {tuple(latents.shape)}.")
         latents = latents.detach().float()
         require_finite(latents, "the latents")
@@ -109,56 +113,79 @@ class Predictor:
             scores=scores[:, wanted],
             found_threshold=self.config.presence_threshold,
             deviation=None if deviation is None else deviation[:, wanted],
+            calibrated=self.config.calibrated,
         )
 
     def _run(self, terms: Sequence[str]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Logits b t h w, scores b t and, for an ensemble, the deviation of the probabilities b t h w."""
-        assert self._input is not None
-        pairs = [(b, t) for b in range(len(self._input)) for t in range(len(terms))]
-        context = self._context(terms)
         logits, scores, deviations = [], [], []
-        for done, chunk in _chunks(pairs, self.chunk):
-            members = [self._member(chunk, context, member) for member in range(self.ensemble)]
+        for done, total, job in self._jobs(terms):
+            members = [job(member) for member in range(self.ensemble)]
             maps = torch.stack([m[0] for m in members])
             logits.append(maps.mean(0))
             scores.append(torch.stack([m[1] for m in members]).mean(0))
             if self.ensemble > 1:
                 deviations.append(maps.sigmoid().std(0))
             if self.progress:
-                self.progress(done, len(pairs))
+                self.progress(done, total)
 
         def gather(parts: list[Tensor]) -> Tensor:
             return torch.cat(parts).unflatten(0, (-1, len(terms)))
 
         return gather(logits), gather(scores), gather(deviations) if deviations else None
 
+    def _jobs(self, terms: Sequence[str]) -> Iterator[tuple[int, int, Job]]:
+        """The work in pieces: how many (image, term) pairs are done after each, of how many, and what gives the logits
+        n h w and scores n of an ensemble's member."""
+        assert self._input is not None
+        pairs = [(b, t) for b in range(len(self._input)) for t in range(len(terms))]
+        if isinstance(self.head, JointSegmenter):
+            for b in range(len(self._input)):
+                yield (b + 1) * len(terms), len(pairs), partial(self._together, self.head, b, terms)
+            return
+        context = self._context(terms)
+        for done, chunk in _chunks(pairs, self.chunk):
+            yield done, len(pairs), partial(self._member, self.head, chunk, context)
+
+    def _together(self, head: JointSegmenter, image: int, terms: Sequence[str], member: int) -> tuple[Tensor, Tensor]:
+        noisy, timesteps = self._noisy(torch.tensor([image]), member)
+        logits, scores = head.segment_together(self.host, noisy, timesteps, terms)
+        return logits[0].float(), scores[0].float()
+
     def _context(self, terms: Sequence[str]) -> Tensor:
         texts = [fill(self.config.template, term) for term in terms]
         parts = [self.host.encode_text(list(texts[i : i + 64])) for i in range(0, len(texts), 64)]
         return torch.cat(parts)
 
-    def _member(self, chunk: Sequence[tuple[int, int]], context: Tensor, member: int) -> tuple[Tensor, Tensor]:
+    def _member(
+        self, head: LDZNet, chunk: Sequence[tuple[int, int]], context: Tensor, member: int
+    ) -> tuple[Tensor, Tensor]:
         """Logits n h w and scores n of one (t, noise) for a chunk of (image, term) pairs."""
         assert self._input is not None
         images = torch.tensor([b for b, _ in chunk])
         context = context[[t for _, t in chunk]]
         taps = self._taps(images, context, member)
-        inputs = _like(self._input[images.to(self._input.device)], self.head)
+        inputs = _like(self._input[images.to(self._input.device)], head)
         zeros = torch.zeros(len(chunk), dtype=torch.int64, device=inputs.device)
-        taps = {block: _like(tap, self.head) for block, tap in taps.items()}
-        logits, presence = self.head.segment(inputs, zeros, _like(context, self.head), taps)
+        taps = {block: _like(tap, head) for block, tap in taps.items()}
+        logits, presence = head.segment(inputs, zeros, _like(context, head), taps)
         logits = logits[:, 0].float()
         return logits, score_of(logits) if presence is None else presence.float().sigmoid()
 
     def _taps(self, images: Tensor, context: Tensor, member: int) -> dict[str, Tensor]:
         blocks = list(self.config.tap_specs)
-        if not blocks or self._latents is None:
+        if not blocks:
             return {}
+        noisy, timesteps = self._noisy(images, member)
+        return dict(self.host.extract(noisy, timesteps, context, blocks))
+
+    def _noisy(self, images: Tensor, member: int) -> tuple[Tensor, Tensor]:
+        """The latents of some images at a member's t, and that t for each."""
+        assert self._latents is not None
         clean = self._latents[images.to(self._latents.device)].to(self.host.dtype)
         noise = seeded_noise((1, *clean.shape[1:]), self.seed + member).to(clean).expand_as(clean)
         timesteps = torch.full((len(clean),), self._timestep(member), device=clean.device)
-        noisy = self.host.add_noise(clean, noise, timesteps)
-        return dict(self.host.extract(noisy, timesteps, context, blocks))
+        return self.host.add_noise(clean, noise, timesteps), timesteps
 
     def _timestep(self, member: int) -> int:
         """The head's own t alone; an ensemble spreads evenly over its range of t."""
@@ -174,6 +201,8 @@ class Predictor:
         return fit_area(size, height * width * PIXELS_PER_LATENT**2, self.config.size_multiple)
 
     def _check_fit(self) -> None:
+        if isinstance(self.head, JointSegmenter):
+            return  # it was fitted
         expected = self.config.unet.context_dim
         if self.host.context_dim != expected:
             raise HostError(

@@ -20,7 +20,8 @@ class Segmentation:
 
     `scores` (b, p) in [0, 1] says how sure it is that a phrase is in the image; `found` is scores >= found_threshold.
     The scores are the head's presence output; for a head without one (the published head), the highest probability
-    of the mask averaged over 8 x 8 network pixels. `size` (height, width) is the image's own.
+    of the mask averaged over 8 x 8 network pixels. `size` (height, width) is the image's own. Scores that are not
+    `calibrated` (of the attention head, but for the tiny world) can be compared with each other only.
     """
 
     logits: Float[Tensor, "b p h w"]
@@ -29,6 +30,7 @@ class Segmentation:
     scores: Float[Tensor, "b p"]
     found_threshold: float = 0.5
     deviation: Float[Tensor, "b p h w"] | None = None  # of the ensemble's probabilities, at the network's size
+    calibrated: bool = True
 
     @property
     def found(self) -> Bool[Tensor, "b p"]:

@@ -8,17 +8,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import reduce
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 import torch
 from torch import nn
 
+from ..attention import AttentionHead
 from ..config import HeadConfig
 from ..errors import CheckpointError
 from ..models import LDZNet, build_head
 from .files import TensorFile, open_safetensors, stream_tensors
 from .formats import FORMAT_VERSION, TensorInfo, match
 
+ATTENTION = "attention"  # the head without weights
 WEIGHTS = Path(__file__).parents[1] / "tinyworld" / "weights"
 EMBEDDED: dict[str, Path] = {  # heads that come with the library, by the name that `load_head` takes
     "tiny": WEIGHTS / "ldznet.safetensors",
@@ -28,23 +30,40 @@ EMBEDDED: dict[str, Path] = {  # heads that come with the library, by the name t
 Module = TypeVar("Module", bound=nn.Module)
 
 
+@overload
+def load_head(source: Literal["attention"]) -> AttentionHead: ...  # type: ignore[overload-overlap]
+
+
+@overload
 def load_head(
     source: str | Path,
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     operations: Any = nn,
-) -> LDZNet:
+) -> LDZNet: ...
+
+
+def load_head(
+    source: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    operations: Any = nn,
+) -> LDZNet | AttentionHead:
     """The head in a .safetensors file, or an embedded one: "tiny" (LD-ZNet) or "tiny-znet"; ready to run, frozen.
+    "attention" is the one that needs no file and runs where its host does.
 
     `device` None is the CPU. `dtype` None is float32 on a CPU and the file's own elsewhere. In its own dtype on a CPU a
     head stays mapped: its pages come from the file when they are used. `operations` supplies the layer classes.
     A file without our metadata is taken if its names and shapes are exactly those of the published head.
     Raises CheckpointError, which lists every deviation at once or says what the file seems to be.
     """
+    if str(source) == ATTENTION:
+        return AttentionHead()
     path = EMBEDDED.get(str(source), Path(source))
     if not path.exists():
-        names = ", ".join(EMBEDDED)
+        names = ", ".join([ATTENTION, *EMBEDDED])
         raise CheckpointError(f"Expected a .safetensors file or one of {names}, got {source}, which does not exist.")
     with open_safetensors(path) as file:
         head = meta_head(config_of(file) or HeadConfig(), operations)

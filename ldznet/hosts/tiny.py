@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .. import schedule
-from ..contracts import Taps
+from ..contracts import Conditioning, Observer, T, Taps
+from ..errors import InputError
 from ..shapes import Float, Int
 from ..taps import extract_taps
 from ..tinyworld import world
@@ -16,7 +17,9 @@ from ..tinyworld.sampler import sample
 
 
 class TinyHost:
-    """`models` as a host; it can generate, too."""
+    """`models` as a host that shows its attention (`contracts.AttentionHost`); it can generate, too."""
+
+    family = "tiny"
 
     def __init__(self, models: world.Models) -> None:
         self.models = models
@@ -61,7 +64,32 @@ class TinyHost:
     ) -> Taps:
         """Taps of noised latents, from a pass that ends after the last block asked for."""
         unet = self.models.unet
-        return extract_taps(unet, blocks, lambda: unet(latents, timesteps, context))
+        if latents.ndim != 4 or latents.shape[1] != unet.config.in_channels:
+            raise InputError(f"Expected latents b 4 h w in model space, got {tuple(latents.shape)}.")
+        latents, context = latents.to(self.device, self.dtype), context.to(self.device, self.dtype)
+        return extract_taps(unet, blocks, lambda: unet(latents, timesteps.to(self.device), context))
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text of any length, without start, end and padding."""
+        return self.models.tokenizer.ids(text)
+
+    def condition(self, prompts: Sequence[str]) -> Conditioning:
+        """The context of each prompt; this UNet needs nothing else."""
+        return Conditioning(self.encode_text(prompts))
+
+    @torch.no_grad()
+    def observe(
+        self,
+        latents: Float[Tensor, "b 4 h w"],
+        timesteps: Int[Tensor, " b"],
+        conditioning: Conditioning,
+        observer: Observer[T],
+    ) -> T:
+        """What `observer` yields, after a pass over noised latents inside it."""
+        latents, context = (x.to(self.device, self.dtype) for x in (latents, conditioning.context))
+        with observer(self.models.unet) as seen:
+            self.models.unet(latents, timesteps.to(self.device), context)
+        return seen
 
     def generate(self, captions: Sequence[str], seed: int = 0, steps: int = 30, guidance: float = 5.0) -> Tensor:
         """Fresh latents b 4 16 16 of `captions`: DDIM with classifier-free guidance, noise from a CPU generator."""

@@ -1,0 +1,125 @@
+"""Every constant of the training-free mask in one dataclass, with its source, and one of these per host family.
+
+Imports contracts and errors; the rest of this folder, the predictor's side and tests import it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from ..contracts import Block, Host, TapSpec
+from ..errors import HostError
+
+COMMON_BACKGROUND = ("background", "ground", "grass", "tree", "building", "wall", "sky", "water", "road")
+
+
+@dataclasses.dataclass(frozen=True)
+class Presence:
+    """Score = sigmoid(slope * (measure - middle)): how a measure becomes a probability that a phrase is there.
+
+    `measure` is a name of `presence.MEASURES`. `middle` None: nothing was calibrated for such hosts. Then scores can be
+    compared with each other only, and everything counts as found.
+    """
+
+    measure: str = "peak"
+    middle: float | None = None
+    slope: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionConfig:
+    """What is read where, and what is done with it. The defaults are for SD 1.x and 2.x.
+
+    iSeg: Sun et al., arXiv 2409.03209. GoCA: Meng et al., CVPR 2026, arXiv 2603.06178. Places are named by downsampling
+    in latent pixels: "4/input" is every input block there, "2/output.1" the second output block (see `blocks_at`).
+    The combination of the two papers is unpublished; what has no source here was chosen on the tiny world.
+    """
+
+    coarse: tuple[str, ...] = ("4/input", "4/output")  # cross-attention at 16 x 16 for 512 px; iSeg
+    fine: tuple[str, ...] = ("2/input.1", "2/output.0", "2/output.1")  # and at 32 x 32; iSeg
+    weights: tuple[float, float] = (0.7, 0.3)  # of the coarse and the fine maps; iSeg
+    selves: tuple[str, ...] = ("1/output.1",)  # self-attention that propagates, at 64 x 64; iSeg
+    timestep: int = 100  # of the one pass; iSeg
+    timestep_range: tuple[int, int] = (50, 150)  # what an ensemble spreads over; ours
+    rescaling: float = 1.6  # of the text encoder's rows of the phrases' tokens; iSeg's category enhancement
+    per_pixel: bool = True  # divide by the sum over all content tokens at each pixel; GoCA
+    sharpening: float = 0.015  # lambda of the step that lowers the entropy of the self-attention; iSeg
+    steps: int = 8  # of propagation; iSeg takes 5 to 10
+    scale: str = "phrase"  # "phrase": min-max each; "common": one scale, so that an argmax over phrases has a meaning
+    threshold: float = 0.45  # on the min-maxed map; iSeg. Becomes probability 0.5
+    steepness: float = 10.0  # logits = steepness * (map - threshold), so that 0 .. 1 becomes about 0.01 .. 0.996; ours
+    opening: str = "a photograph of"  # of the prompt; iSeg
+    joiner: str = "and"  # between phrases; iSeg
+    closing: str = "and other object and"  # between phrases and background words; iSeg
+    background: tuple[str, ...] = COMMON_BACKGROUND  # what else may be there; iSeg, GoCA
+    latent_grid: tuple[int, int] = (64, 64)  # 512 px; iSeg. The image is brought to about this area
+    size_multiple: int = 64  # pixels; so that every level halves evenly
+    in_channels: int = 4
+    presence: Presence = Presence()
+    most_positions: int = 16_384  # of self-attention: 128 x 128, a matrix of 1 GB in float32; ours
+
+    takes_pixels = False  # what the predictor asks of every head's configuration
+    tap_specs: dict[str, TapSpec] = dataclasses.field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def presence_threshold(self) -> float:
+        """What counts as found: half, or anything where nothing was calibrated."""
+        return 0.5 if self.calibrated else 0.0
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether scores are probabilities."""
+        return self.presence.middle is not None
+
+
+SD = AttentionConfig()
+SDXL = (
+    dataclasses.replace(  # no attention at downsampling 1; its lowest level, the middle block included, is at 4; GoCA
+        SD,
+        coarse=("4/input", "4/middle", "4/output"),
+        fine=("2/input", "2/output"),
+        selves=("2/output",),
+        latent_grid=(128, 128),
+    )
+)
+TINY = dataclasses.replace(  # benchmarks/attention.py chose what differs, on scenes from 500,000 on
+    SD,
+    opening="a photo of",
+    closing="and",
+    background=("sky", "grass", "sand", "water", "brick", "night", "snow"),  # all of its stuff
+    latent_grid=(16, 16),
+    size_multiple=32,
+)
+CONFIGS: dict[str, AttentionConfig] = {"tiny": TINY, "sd1": SD, "sd2": SD, "sdxl": SDXL}
+
+
+def config_for(family: str) -> AttentionConfig:
+    """The constants of a host's family. Raises HostError for one that has none."""
+    if family not in CONFIGS:
+        raise HostError(f'Expected a host of {", ".join(CONFIGS)}, got "{family}". Load a Stable Diffusion model.')
+    return CONFIGS[family]
+
+
+def blocks_at(places: Sequence[str], specs: Mapping[str, TapSpec]) -> tuple[str, ...]:
+    """Block names of places such as "4/input" or "2/output.1" in a host's `specs`, in the order in which they run.
+
+    Raises HostError for a place at which this host has no attention.
+    """
+    found: set[Block] = set()
+    for place in places:
+        stride, _, rest = place.partition("/")
+        stage, _, index = rest.partition(".")
+        parsed = [Block.parse(name) for name, spec in specs.items() if spec.stride == int(stride)]
+        there = sorted((block for block in parsed if block.stage == stage), key=lambda block: block.order)
+        chosen = there[int(index) : int(index) + 1] if index else there
+        if not chosen:
+            raise HostError(f"Expected attention at {place}, got none there. Use an SD 1.x, SD 2.x or SDXL model.")
+        found.update(chosen)
+    return tuple(str(block) for block in sorted(found, key=lambda block: block.order))
+
+
+def require_readable(config: AttentionConfig, host: Host) -> None:
+    """Raises HostError where a host lacks one of the places of `config`."""
+    for places in (config.coarse, config.fine, config.selves):
+        blocks_at(places, host.specs)

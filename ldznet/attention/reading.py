@@ -1,0 +1,156 @@
+"""Reads attention out of a denoising UNet: forward hooks on `to_q` and `to_k`, and the softmax done here.
+
+The host's attention runs as ever, with whatever kernel it has; modules are found by their names, which are the same in
+the LDM, ComfyUI, A1111, Forge and diffusers. Imports contracts, errors, shapes and taps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..contracts import TapSpec
+from ..errors import TapError
+from ..shapes import Float, Size, tap_size
+from ..taps import transformers_of, watching
+
+CROSS, SELF = "attn2", "attn1"  # their names in every host's transformer blocks
+MOST_SCORES = 2**24  # attention scores held at once, over all heads: 64 MB in float32
+
+
+class Attention(NamedTuple):
+    """Attention probabilities, float32, averaged over heads and over the layers of a block's transformer.
+
+    `cross`: by block, b n h w, how much each pixel attends to each of n text tokens (they sum to 1 over n).
+    `selves`: by block, b (h w) (h w), from each pixel to every pixel (rows sum to 1).
+    """
+
+    cross: dict[str, Tensor]
+    selves: dict[str, Tensor]
+
+
+class _Layer:
+    """One attention layer: gathers its queries and keys, then makes its probabilities and lets both go."""
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        self.name, self.module = name, module
+        self.heads = _heads_of(name, module)
+        self.parts: dict[str, Tensor] = {}
+
+    def take(self, part: str, output: Tensor) -> Tensor | None:
+        """The probabilities b n m as soon as both parts are there."""
+        self.parts[part] = output.detach().clone()
+        if len(self.parts) < 2:
+            return None
+        query, key = self.parts.pop("to_q"), self.parts.pop("to_k")
+        return probabilities(query, key, self.heads)
+
+
+@torch.no_grad()
+def probabilities(
+    query: Float[Tensor, "b n d"], key: Float[Tensor, "b m d"], heads: int, most_scores: int = MOST_SCORES
+) -> Float[Tensor, "b n m"]:
+    """softmax(q k^T / sqrt(d / heads)) in float32, averaged over heads, in chunks of rows: no head's matrix is kept."""
+    q, k = (rearrange(x, "b n (heads c) -> b heads n c", heads=heads).float() for x in (query, key))
+    batch, _, rows, width = q.shape
+    mean = torch.empty(batch, rows, k.shape[2], device=q.device)
+    chunk = max(1, most_scores // (batch * heads * k.shape[2]))
+    for start in range(0, rows, chunk):
+        scores = q[:, :, start : start + chunk] @ k.transpose(2, 3) * width**-0.5
+        mean[:, start : start + chunk] = scores.softmax(dim=-1).mean(dim=1)
+    return mean
+
+
+@contextlib.contextmanager
+def reading_attention(
+    unet: nn.Module,
+    cross: Sequence[str],
+    selves: Sequence[str],
+    specs: Mapping[str, TapSpec],
+    latent_size: Size,
+    end_early: bool = True,
+) -> Iterator[Attention]:
+    """Fills an `Attention` while `unet` runs once inside, over latents of `latent_size`; its hooks go whatever happens.
+
+    With `end_early` the pass stops as soon as the last keys are known. Without it, a later run replaces what was read.
+    Raises TapError for a block without such attention, that never ran, or whose tokens are not its pixels (merged).
+    """
+    modules: dict[str, nn.Module] = {}
+    layers: dict[str, tuple[str, _Layer]] = {}
+    for kind, blocks in ((CROSS, cross), (SELF, selves)):
+        for block, transformer in transformers_of(unet, blocks).items():
+            for layer in _layers(block, transformer, kind):
+                for part in ("to_q", "to_k"):
+                    modules[f"{layer.name}.{part}"] = getattr(layer.module, part)
+                    layers[f"{layer.name}.{part}"] = (block, layer)
+    found = Attention({}, {})
+    means = {CROSS: _Mean(), SELF: _Mean()}
+
+    def read(name: str, output: Any) -> None:
+        block, layer = layers[name]
+        kind = CROSS if f".{CROSS}." in name else SELF
+        maps = layer.take(name.rpartition(".")[2], output)
+        if maps is None:
+            return
+        height, width = tap_size(latent_size, specs[block].stride)
+        _require_pixels(maps, (height, width), name)
+        mean = means[kind].add(block, layer.name, maps)
+        if kind == CROSS:
+            found.cross[block] = rearrange(mean, "b (h w) n -> b n h w", h=height)
+        else:
+            found.selves[block] = mean
+
+    with watching(modules, read, end_early):
+        yield found
+
+
+class _Mean:
+    """Means over the layers of each block, without holding more than one map a block."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, list[str]] = {}
+        self.maps: dict[str, Tensor] = {}
+
+    def add(self, block: str, layer: str, maps: Tensor) -> Tensor:
+        seen = self.seen.setdefault(block, [])
+        if layer in seen:  # a further run of the UNet
+            seen.clear()
+        if not seen:
+            self.maps[block] = maps
+        else:
+            self.maps[block] += (maps - self.maps[block]) / (len(seen) + 1)
+        seen.append(layer)
+        return self.maps[block]
+
+
+def _layers(block: str, transformer: nn.Module, kind: str) -> list[_Layer]:
+    """A spatial transformer's attention layers of one kind: one in SD 1.x, up to ten in SDXL."""
+    found = []
+    for i, inner in enumerate(getattr(transformer, "transformer_blocks", ())):
+        module = getattr(inner, kind, None)
+        has_both = all(isinstance(getattr(module, part, None), nn.Module) for part in ("to_q", "to_k"))
+        if not isinstance(module, nn.Module) or not has_both:
+            raise TapError(f"Expected to_q and to_k in {kind} of {block}, got none. Use a Stable Diffusion UNet.")
+        found.append(_Layer(f"{block}.{i}.{kind}", module))
+    if not found:
+        raise TapError(f"Expected transformer blocks in {block}, got none. Use a Stable Diffusion UNet.")
+    return found
+
+
+def _heads_of(name: str, module: nn.Module) -> int:
+    heads = getattr(module, "heads", None)
+    if not isinstance(heads, int):
+        raise TapError(f"Expected the number of heads in {name}, got none. Use a Stable Diffusion UNet.")
+    return heads
+
+
+def _require_pixels(maps: Tensor, size: Size, name: str) -> None:
+    if maps.shape[1] != size[0] * size[1]:
+        raise TapError(
+            f"Expected {size[0]} x {size[1]} tokens in {name}, got {maps.shape[1]}. Switch token merging off."
+        )
