@@ -122,3 +122,43 @@ def info(head: Annotated[str, typer.Argument(help='"tiny", "tiny-znet" or a .saf
     for name, value in dataclasses.asdict(loaded.head_config).items():
         typer.echo(f"{name}: {value}")
     typer.echo(f"parameters: {sum(p.numel() for p in loaded.parameters()):,}")
+
+
+@app.command()
+def train(
+    stage: Annotated[str, typer.Argument(help='vae, ldm, ldznet, znet, classifier, probe, or "all" in that order.')],
+    data: Annotated[str, typer.Option(help='"tinyworld", or a folder with an index.jsonl.')] = "tinyworld",
+    images: Annotated[int, typer.Option(help="How many scenes of the tiny world to draw.", min=1)] = 40_000,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps; the recipe's if left out.", min=1)] = None,
+    batch: Annotated[int | None, typer.Option(help="Images a step; the recipe's if left out.", min=1)] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for data, states and logs.")] = Path("runs"),
+    weights: Annotated[Path, typer.Option(help="Folder of the weights: read from, and written to.")] = Path(
+        "runs/weights"
+    ),
+) -> None:
+    """Train the tiny world's models; resumes where it was stopped. Example: ldznet train all --out runs"""
+    from .train import Setting
+    from .train import train as run
+
+    for path in run(stage, Setting(data, images, steps, batch, out, weights)):
+        typer.echo(f"Wrote {path}.")
+
+
+@app.command()
+def evaluate(
+    what: Annotated[str, typer.Argument(help='"tiny", "gates", "resolution" or "timestep".')] = "tiny",
+    head: Annotated[str, typer.Option(help='"tiny", "tiny-znet" or a .safetensors file.')] = "tiny",
+    scenes: Annotated[int, typer.Option(help="Test scenes each; no training saw them.", min=2)] = 500,
+    weights: Annotated[Path | None, typer.Option(help="For the gates: a folder of weights, if not our own.")] = None,
+) -> None:
+    """Measure on the tiny world: heads, gates, settings. Example: ldznet evaluate tiny --scenes 500"""
+    from rich.console import Console
+
+    from ..tinyworld.world import WEIGHTS
+    from . import evaluate as run
+
+    tables = {"tiny": run.tiny, "resolution": run.resolution, "timestep": run.timestep}
+    if what != "gates" and what not in tables:
+        raise InputError(f'Expected {", ".join(tables)} or gates, got "{what}".')
+    table = run.gate_table(weights or WEIGHTS, scenes) if what == "gates" else tables[what](head, scenes)
+    Console(width=150).print(table)

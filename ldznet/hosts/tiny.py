@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -29,9 +30,14 @@ class TinyHost:
         self.device, self.dtype = parameter.device, parameter.dtype
 
     @classmethod
-    def load(cls, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> TinyHost:
-        """The embedded models on `device` (None: the CPU) in `dtype` (None: float32 on a CPU)."""
-        return cls(world.load(device, dtype))
+    def load(
+        cls,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        weights: Path = world.WEIGHTS,
+    ) -> TinyHost:
+        """The models in `weights` (the embedded ones) on `device` (None: CPU) in `dtype` (None: float32 on a CPU)."""
+        return cls(world.load(device, dtype, weights))
 
     @torch.no_grad()
     def encode_image(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 4 h/8 w/8"]:

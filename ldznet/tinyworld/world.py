@@ -66,20 +66,19 @@ def fresh() -> Models:
     return Models(TinyVAE(), TextEncoder(TextConfig(len(words.vocabulary))), UNet(UNET), words)
 
 
-def load(device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Models:
-    """The trained models, frozen. `dtype` None is float32 on a CPU and the file's float16 elsewhere."""
+def load(device: torch.device | str | None = None, dtype: torch.dtype | None = None, weights: Path = WEIGHTS) -> Models:
+    """The trained models in the folder `weights`, frozen. `dtype` None is float32 on a CPU and the file's elsewhere."""
     with torch.device("meta"):
         empty = fresh()
     return Models(
-        _filled(empty.vae, "vae", device, dtype),
-        _filled(empty.text, "text", device, dtype),
-        _filled(empty.unet, "unet", device, dtype),
+        _filled(empty.vae, weights / "vae.safetensors", device, dtype),
+        _filled(empty.text, weights / "text.safetensors", device, dtype),
+        _filled(empty.unet, weights / "unet.safetensors", device, dtype),
         empty.tokenizer,
     )
 
 
-def _filled(module: Module, name: str, device: torch.device | str | None, dtype: torch.dtype | None) -> Module:
-    path = WEIGHTS / f"{name}.safetensors"
+def _filled(module: Module, path: Path, device: torch.device | str | None, dtype: torch.dtype | None) -> Module:
     if not path.exists():
-        raise CheckpointError(f"Expected the embedded weights at {path}, found none. Reinstall, or run `ldznet train`.")
+        raise CheckpointError(f"Expected weights of the tiny world at {path}, found none. Run `ldznet train` first.")
     return load_weights(module, path, device=device, dtype=dtype)

@@ -45,6 +45,9 @@ class TrainConfig:
     compile: bool = False
 
 
+Progress = Callable[[int, int, dict[str, float]], None]
+
+
 class Task(Protocol):
     """What is trained: a module, batches by step, and a loss with figures worth logging."""
 
@@ -112,7 +115,7 @@ class Run:
         if config.compile:
             self.module = torch.compile(self.module)
 
-    def train(self, progress: Callable[[int, int, dict[str, float]], None] | None = None) -> dict[str, Tensor]:
+    def train(self, progress: Progress | None = None) -> dict[str, Tensor]:
         """Runs to the end; returns the EMA parameters by name. `progress(step, steps, figures)` may raise to stop."""
         config = self.config
         self.module.train()

@@ -13,15 +13,17 @@ from torch import Tensor, nn
 
 from ..contracts import Host
 from ..data.cache import Cache
+from ..errors import InputError
 from ..models import LDZNet
+from .engine import channels_last
 
 ABSENT_SHARE = 0.2
 DICE_WEIGHT, PRESENCE_WEIGHT = 0.5, 0.2
 
 
-def start_from_unet(head: LDZNet, unet: nn.Module) -> int:
-    """Copies every parameter of `unet` whose name and shape `head` shares, in place; returns how many tensors."""
-    source, target = unet.state_dict(), head.state_dict()
+def start_from(head: LDZNet, module: nn.Module) -> int:
+    """Copies every parameter of `module` (a UNet or a head) whose name and shape `head` shares; returns how many."""
+    source, target = module.state_dict(), head.state_dict()
     shared = {name: t for name, t in source.items() if name in target and target[name].shape == t.shape}
     head.load_state_dict({**target, **shared})
     return len(shared)
@@ -63,9 +65,12 @@ class HeadTask:
     def __init__(self, head: LDZNet, host: Host, cache: Cache) -> None:
         if cache.latents is None:
             raise ValueError("Expected a cache with latents, got one without. Call add_latents first.")
-        self.module = Segmenting(head).to(memory_format=torch.channels_last)
+        self.module = channels_last(Segmenting(head))
         self.host, self.cache, self.config = host, cache, head.head_config
         self.latents = cache.latents
+        self.usable = np.array([i for i, r in enumerate(cache.records) if r["phrases"] or r["absent"]])
+        if len(self.usable) == 0:
+            raise InputError("Expected images with phrases, got none that has any. Give masks in index.jsonl.")
         phrases = sorted({p for record in cache.records for p in (*record["phrases"], *record["absent"])})
         self.rows = {phrase: row for row, phrase in enumerate(phrases)}
         texts = [self.config.template.format(phrase) for phrase in phrases]
@@ -73,7 +78,7 @@ class HeadTask:
 
     def batch(self, step: int, size: int, generator: torch.Generator) -> tuple:
         rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
-        index = rng.integers(len(self.cache), size=size)
+        index = rng.choice(self.usable, size)
         drawn = [self._phrase(i, rng) for i in index]
         context = self.context[[self.rows[phrase] for phrase, _ in drawn]]
         masks = torch.from_numpy(np.stack([mask for _, mask in drawn])).float()[:, None]

@@ -1,7 +1,7 @@
-"""The tiny world's recipe, stage by stage: `ldznet train vae`, then `ldm`, then `znet` and `ldznet`.
+"""The tiny world's recipe: the VAE, the LDM on its latents, the heads on the LDM, and the gates' judges.
 
-Each stage reads a cache of drawn images, resumes in its folder after a kill, starts from the committed weights where
-there are some, and writes float16 weights with metadata. Knows hosts by their contract alone.
+A stage reads a cache of drawn images, resumes in its folder after a kill, goes on from the weights that lie in
+`weights`, and writes float16 weights with metadata there. Knows hosts by their contract alone.
 """
 
 from __future__ import annotations
@@ -11,41 +11,44 @@ import dataclasses
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checkpoints import load_head, load_weights, save_head, save_tensors
 from ..contracts import Host
-from ..data.cache import Cache, Progress, add_latents
-from ..models import UNet, build_head
+from ..data.cache import Cache, add_latents
+from ..models import build_head
 from ..tinyworld import world
-from .engine import Run, TrainConfig
-from .head import HeadTask, start_from_unet
+from ..tinyworld.namer import Namer
+from .engine import Progress, Run, TrainConfig
+from .head import HeadTask, start_from
 from .ldm import LDMTask
+from .namer import NamerTask
 from .vae import VAETask, fold
 
-STAGES: dict[str, TrainConfig] = {
+Module = TypeVar("Module", bound=nn.Module)
+
+STAGES: dict[str, TrainConfig] = {  # in the order in which `ldznet train all` runs them
     "vae": TrainConfig(2600, 16, 1.5e-3, warmup=100, weight_decay=0.0, ema=0.998, precision="bf16", compile=True),
-    "ldm": TrainConfig(20_000, 16, 1e-3, ema=0.9995),
-    "znet": TrainConfig(8_000, 16, 1e-3, ema=0.999),
-    "ldznet": TrainConfig(8_000, 16, 1e-3, ema=0.999),
+    "ldm": TrainConfig(11_000, 16, 1e-3, ema=0.999),
+    "ldznet": TrainConfig(5_000, 16, 1e-3, ema=0.998),
+    "znet": TrainConfig(1_500, 16, 5e-4, ema=0.998),
+    "classifier": TrainConfig(2_500, 32, 2e-3, ema=0.998),
+    "probe": TrainConfig(2_500, 32, 2e-3, ema=0.998),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One stage's setting: what is drawn, how to train, where the run lives and where its weights go."""
+    """One stage's setting: what it learns from, how, where the run lives and where its weights go."""
 
     name: str
     config: TrainConfig
     cache: Cache
     folder: Path
-    weights: Path = world.WEIGHTS
-
-    @property
-    def file(self) -> Path:
-        return self.weights / f"{self.name}.safetensors"
+    weights: Path
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -54,48 +57,63 @@ class Stage:
         how = f"{config.steps} steps of {config.batch}, {count} images, EMA {config.ema}, precision {config.precision}"
         return {"what": f"the tiny world's {self.name}", "how": how, "commit": _commit(), "licence": "Apache-2.0"}
 
+    def file(self, name: str = "") -> Path:
+        """Where the weights called `name` (the stage's own name if empty) lie."""
+        return self.weights / f"{name or self.name}.safetensors"
 
-def train_vae(stage: Stage, progress: Progress) -> Path:
-    """Trains the VAE, folds the statistics of its latents, writes it. Latents made with an older one go stale."""
+    def goes_on(self, module: Module, name: str = "") -> Module:
+        """`module`, filled from its file where there is one, to be trained."""
+        if self.file(name).exists():
+            load_weights(module, self.file(name))
+        return module.requires_grad_(True).train()
+
+
+def train_vae(stage: Stage, progress: Progress) -> list[Path]:
+    """Trains the VAE, then folds the statistics of its latents. Latents made with an older one go stale."""
     with seeded(stage.config.seed):
         vae = world.fresh().vae
-    trained = Run(VAETask(vae, stage.cache), stage.config, stage.folder).train(progress)
+    trained = Run(VAETask(stage.goes_on(vae), stage.cache), stage.config, stage.folder).train(progress)
     vae.load_state_dict(_part(trained, "vae."))
     fold(vae, stage.cache)
-    save_tensors(_half(vae.state_dict()), stage.file, stage.metadata)
-    return stage.file
+    save_tensors(_half(vae.state_dict()), stage.file(), stage.metadata)
+    return [stage.file()]
 
 
 def train_ldm(stage: Stage, progress: Progress) -> list[Path]:
-    """Trains UNet and text encoder on latents of the embedded VAE; goes on from the embedded weights."""
+    """Trains UNet and text encoder on latents of the VAE in `stage.weights`."""
     with seeded(stage.config.seed):
         models = world.fresh()
-    load_weights(models.vae, world.WEIGHTS / "vae.safetensors")
-    cache = add_latents(stage.cache, models.vae.encode)
-    for name, module in (("unet", models.unet), ("text", models.text)):
-        if (stage.weights / f"{name}.safetensors").exists():
-            load_weights(module, stage.weights / f"{name}.safetensors").requires_grad_(True)
-    task = LDMTask(models.unet, models.text, models.tokenizer, cache)
-    trained = Run(task, stage.config, stage.folder).train(progress)
-    files = [stage.weights / f"{name}.safetensors" for name in ("unet", "text")]
-    for file in files:
-        save_tensors(_half(_part(trained, f"{file.stem}.")), file, {**stage.metadata, "what": f"tiny {file.stem}"})
-    return files
+    cache = add_latents(stage.cache, load_weights(models.vae, stage.file("vae")).encode)
+    unet, text = stage.goes_on(models.unet, "unet"), stage.goes_on(models.text, "text")
+    trained = Run(LDMTask(unet, text, models.tokenizer, cache), stage.config, stage.folder).train(progress)
+    for part in ("unet", "text"):
+        save_tensors(_half(_part(trained, f"{part}.")), stage.file(part), {**stage.metadata, "part": part})
+    return [stage.file("unet"), stage.file("text")]
 
 
-def train_head(stage: Stage, host: Host, unet: UNet, progress: Progress) -> Path:
-    """Trains a head over `host`, from the embedded head where there is one, else from the LDM's `unet`."""
+def train_head(stage: Stage, host: Host, start: nn.Module, progress: Progress) -> list[Path]:
+    """Trains a head over `host`: on from its own file where there is one, else from what it shares with `start`."""
     cache = add_latents(stage.cache, host.encode_image)
     with seeded(stage.config.seed):
         head = build_head(world.head_config(stage.name))
-    if stage.file.exists():
-        head.load_state_dict(load_head(stage.file).state_dict())
-    else:
-        start_from_unet(head, unet)
+    source = load_head(stage.file()) if stage.file().exists() else start
+    start_from(head, source)
     trained = Run(HeadTask(head, host, cache), stage.config, stage.folder).train(progress)
     head.load_state_dict(_part(trained, "head."))
-    save_head(head, stage.file, {**stage.metadata, "trained_on": "the tiny world"})
-    return stage.file
+    save_head(head, stage.file(), {**stage.metadata, "trained_on": "the tiny world"})
+    return [stage.file()]
+
+
+def train_namer(stage: Stage, host: Host, progress: Progress) -> list[Path]:
+    """Trains a judge: "classifier" on pixels, "probe" on latents. `stage.cache` holds scenes of one thing."""
+    cache = add_latents(stage.cache, host.encode_image)
+    pixels = stage.name == "classifier"
+    with seeded(stage.config.seed):
+        namer = Namer("pixels" if pixels else "latents")
+    task = NamerTask(stage.goes_on(namer), cache, host.decode_latents if pixels else None)
+    trained = Run(task, stage.config, stage.folder).train(progress)
+    save_tensors(_half(_part(trained, "namer.")), stage.file(), stage.metadata)
+    return [stage.file()]
 
 
 @contextlib.contextmanager

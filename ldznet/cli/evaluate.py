@@ -1,0 +1,116 @@
+"""`ldznet evaluate`: what is measured, over which scenes, and the tables that say so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+
+from ..checkpoints import load_head
+from ..data import TinyWorldDataset
+from ..data.items import Item
+from ..evaluate import benchmark, sweeps
+from ..evaluate.benchmark import Figures, Outcome, Segment
+from ..evaluate.gates import gates
+from ..hosts.tiny import TinyHost
+from ..predictor import Predictor
+from ..tinyworld import DOMAINS
+from .progress import console, progress_bar
+
+TEST_SEED = 0  # scenes 0 .. count - 1; no training saw a seed below 1,000,000
+
+
+class Scenes:
+    """The test scenes of some domains, drawn when asked for; `size` in pixels."""
+
+    def __init__(self, count: int, domains: Sequence[str], size: int = 128) -> None:
+        self.parts = [TinyWorldDataset(count, start=TEST_SEED, domain=domain, size=size) for domain in domains]
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Item:
+        return self.parts[index % len(self.parts)][index]
+
+
+def tiny(head: str, count: int) -> Table:
+    """T0 (photo) and T3 (the other domains): the head, and baselines that never look."""
+    host = TinyHost.load()
+    predictor = Predictor(host, load_head(head))
+    table = _table(f"{head} on {count} unseen scenes each")
+    for name, domains in (("T0 photo", DOMAINS[:1]), ("T3 other domains", DOMAINS[1:])):
+        scenes = Scenes(count, domains)
+        outcome = _run(f"{name}", benchmark.segment_with(predictor), scenes)
+        coloured = outcome.things & benchmark.names_colour(outcome.phrases)
+        _rows(table, name, outcome)
+        _row(table, f"{name}, things with a distractor", outcome, outcome.things & outcome.distracted)
+        _row(table, f"{name}, things by colour", outcome, coloured)
+        _rows(table, f"{name}, whole image", _run("whole image", benchmark.whole_image, scenes))
+        _row(table, f"{name}, nearest colour", _run("nearest colour", benchmark.nearest_colour, scenes), coloured)
+        console.print(_presence(name, outcome))
+    return table
+
+
+def resolution(head: str, count: int) -> Table:
+    """Photo scenes at 1, 1.5 and 2 times the head's size: three ways to bring their latents in."""
+    host, loaded = TinyHost.load(), load_head(head)
+    table = _table(f"{head} on latents of other sizes, {count} photo scenes")
+    for scale in sweeps.SCALES:
+        scenes = Scenes(count, DOMAINS[:1], size=round(128 * scale))
+        for name, segment in sweeps.by_resolution(host, loaded):
+            _rows(table, f"{scale}x, {name}", _run(name, segment, scenes))
+    return table
+
+
+def timestep(head: str, count: int) -> Table:
+    """Photo scenes with taps from other timesteps."""
+    table = _table(f"{head} by timestep of its taps, {count} photo scenes")
+    for name, segment in sweeps.by_timestep(TinyHost.load(), load_head(head)):
+        _rows(table, name, _run(name, segment, Scenes(count, DOMAINS[:1])))
+    return table
+
+
+def gate_table(weights: Path, count: int) -> Table:
+    """The three gates of the tiny world."""
+    table = Table("gate", "figure", "needed", "passed", "beside it", title=f"Gates, {count} scenes or captions each")
+    with progress_bar("Generating") as progress:
+        for gate in gates(TinyHost.load(weights=weights), weights, count, progress):
+            passed = "yes" if gate.passed else "NO"
+            table.add_row(gate.name, f"{gate.figure:.3f}", f"{gate.needed:g}", passed, gate.note)
+    return table
+
+
+def _run(label: str, segment: Segment, scenes: Scenes) -> Outcome:
+    with progress_bar(label) as progress:
+        return benchmark.run(segment, scenes, progress)
+
+
+def _table(title: str) -> Table:
+    columns = ("what", "phrases", "mIoU @0.5 (95 %)", "@0.3", "best (at)", "IoU_FG", "AP")
+    return Table(*columns, title=title)
+
+
+def _rows(table: Table, name: str, outcome: Outcome) -> None:
+    _row(table, f"{name}, things", outcome, outcome.things)
+    _row(table, f"{name}, stuff", outcome, ~outcome.things)
+
+
+def _row(table: Table, name: str, outcome: Outcome, rows: np.ndarray) -> None:
+    f: Figures = benchmark.figures(outcome, rows)
+    low, high = f.interval
+    middle = f"{f.miou_50:.3f} ({low:.3f} .. {high:.3f})"
+    best = f"{f.miou_best:.3f} ({f.best:.2f})"
+    table.add_row(name, str(f.phrases), middle, f"{f.miou_30:.3f}", best, f"{f.iou_fg:.3f}", f"{f.ap:.3f}")
+
+
+def _presence(name: str, outcome: Outcome) -> str:
+    """One line on presence: AUROC, and how many are found at the head's threshold."""
+    everything, hard = benchmark.presence(outcome)
+    found, false = (outcome.scores >= 0.5).mean(), (outcome.absent_scores >= 0.5).mean()
+    return (
+        f"{name}: presence AUROC {everything:.3f}, against near misses {hard:.3f} ({outcome.absent_hard.mean():.0%} "
+        f"of the absent); found {found:.1%} of the present and {false:.1%} of the absent."
+    )

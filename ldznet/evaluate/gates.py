@@ -1,0 +1,178 @@
+"""The three gates of the tiny world: before any head is judged, the models below it must know what they show.
+
+1. The VAE keeps what matters: PSNR, and a probe that names the thing from its latents. 2. The LDM draws what it is
+told: a classifier finds the captioned category. 3. It knows where: a noun's cross-attention peaks on its thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from ..checkpoints import load_weights
+from ..data import TinyWorldDataset
+from ..data.cache import images_to_pixels
+from ..data.items import Item
+from ..errors import CheckpointError
+from ..hosts.tiny import TinyHost
+from ..models.layers import CrossAttention
+from ..schedule import seeded_noise
+from ..tinyworld.namer import Namer, labels_of
+from ..tinyworld.words import PREFIXES
+
+Progress = Callable[[int, int], None]
+TEST_SEED = 600_000  # nothing was trained on seeds below 1,000,000
+BATCH = 50
+ATTENTION_TIMESTEP, ATTENTION_STRIDE = 200, 2  # 8 x 8 of 16 x 16 latents
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One figure and what it must reach; `note` says what stands beside it."""
+
+    name: str
+    figure: float
+    needed: float
+    note: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return self.figure >= self.needed
+
+
+def gates(host: TinyHost, weights: Path, count: int, progress: Progress) -> list[Gate]:
+    """All gates over `count` scenes or captions each; the judges' weights lie in `weights`."""
+    classifier, probe = (_judge(weights, name) for name in ("classifier", "probe"))
+    scenes = TinyWorldDataset(count, start=TEST_SEED, things=1)
+    items = [scenes[i] for i in range(count)]
+    reached = [*(psnr_gate(host, domain, count) for domain in ("photo", "cartoon"))]
+    with torch.no_grad():
+        reached.append(probe_gate(host, probe, items))
+        reached.append(classifier_gate(classifier, items))
+        reached.append(sampling_gate(host, classifier, items, progress))
+        reached.append(attention_gate(host, items))
+    return reached
+
+
+def psnr_gate(host: TinyHost, domain: str, count: int) -> Gate:
+    """Mean PSNR in dB, range [-1, 1], of unseen scenes of one domain."""
+    dataset = TinyWorldDataset(count, start=TEST_SEED, domain=domain)
+    found = []
+    for pixels in _batches([dataset[i] for i in range(count)]):
+        mse = ((host.decode_latents(host.encode_image(pixels)) - pixels) ** 2).mean(dim=(1, 2, 3))
+        found.append(10 * torch.log10(4 / mse))
+    return Gate(f"VAE, PSNR on {domain} (dB)", float(torch.cat(found).mean()), 22.0)
+
+
+def probe_gate(host: TinyHost, probe: Namer, items: Sequence[Item]) -> Gate:
+    """Share of scenes whose category and colour a probe on the latents both names."""
+    latents = torch.cat([host.encode_image(pixels) for pixels in _batches(items)])
+    category, colour = _right(probe, latents, items)
+    note = f"category {category.mean():.1%}, colour {colour.mean():.1%}"
+    return Gate("VAE, a probe on the latents names both", float((category & colour).mean()), 0.90, note)
+
+
+def classifier_gate(classifier: Namer, items: Sequence[Item]) -> Gate:
+    """Share of rendered scenes whose category the classifier names: is the judge fit to judge?"""
+    category, colour = _right(classifier, torch.cat(list(_batches(items))), items)
+    return Gate("classifier on renders", float(category.mean()), 0.97, f"colour {colour.mean():.1%}")
+
+
+def sampling_gate(host: TinyHost, classifier: Namer, items: Sequence[Item], progress: Progress) -> Gate:
+    """Share of captions (CFG 5, 30 steps) in whose pictures the classifier finds the captioned category."""
+    pictures = []
+    for start in range(0, len(items), BATCH):
+        captions = [item.captions[0] for item in items[start : start + BATCH]]
+        pictures.append(host.decode_latents(host.generate(captions, seed=start)))
+        progress(min(start + BATCH, len(items)), len(items))
+    category, colour = _right(classifier, torch.cat(pictures), items)
+    by_domain = ", ".join(f"{name} {share:.0%}" for name, share in _by_domain(category, items).items())
+    note = f"colour {colour.mean():.1%}; {by_domain}"
+    return Gate("LDM, captioned category found", float(category.mean()), 0.70, note)
+
+
+def attention_gate(host: TinyHost, items: Sequence[Item]) -> Gate:
+    """Share of scenes in which the noun's cross-attention at 8 x 8 peaks within its mask grown by one cell."""
+    hits, chances = [], []
+    for start in range(0, len(items), BATCH):
+        part = items[start : start + BATCH]
+        peaks = noun_attention(host, part).flatten(1).argmax(dim=1)
+        for item, peak in zip(part, peaks.tolist(), strict=True):
+            grown = _grown(torch.from_numpy(item.masks[0]))
+            hits.append(bool(grown.flatten()[peak]))
+            chances.append(float(grown.float().mean()))
+    return Gate("LDM, noun attention on its thing", float(np.mean(hits)), 0.60, f"chance {np.mean(chances):.1%}")
+
+
+def noun_attention(host: TinyHost, items: Sequence[Item]) -> Tensor:
+    """Softmaxed cross-attention of each caption's noun, b 8 8: mean over heads and the 8 x 8 blocks, at t = 200."""
+    latents = torch.cat(list(map(host.encode_image, _batches(items))))
+    captions = [item.captions[0] for item in items]
+    context = host.encode_text(captions)
+    nouns = [item.phrases[0].split()[-1] for item in items]
+    places = torch.tensor([caption.split().index(noun) + 1 for caption, noun in zip(captions, nouns, strict=True)])
+    timesteps = torch.full((len(items),), ATTENTION_TIMESTEP)
+    noisy = host.add_noise(latents, seeded_noise((1, *latents.shape[1:]), 0).expand_as(latents), timesteps)
+    side = latents.shape[2] // ATTENTION_STRIDE
+    maps: list[Tensor] = []
+
+    def keep(attention: CrossAttention, args: tuple, kwargs: dict, output: Tensor) -> None:
+        if args[0].shape[1] == side**2:
+            maps.append(_attention(attention, args[0], args[1])[torch.arange(len(items)), :, places])
+
+    layers = [layer for name, layer in host.models.unet.named_modules() if name.endswith("attn2")]
+    hooks = [layer.register_forward_hook(keep, with_kwargs=True) for layer in layers]
+    try:
+        host.models.unet(noisy, timesteps, context)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return rearrange(torch.stack(maps).mean(0), "b (h w) -> b h w", h=side)
+
+
+def _attention(attention: CrossAttention, x: Tensor, context: Tensor) -> Tensor:
+    """Softmaxed weights b n m of a cross-attention layer, the mean over its heads."""
+    q, k = (
+        rearrange(t, "b n (h c) -> b h n c", h=attention.heads) for t in (attention.to_q(x), attention.to_k(context))
+    )
+    return (q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).softmax(dim=-1).mean(dim=1)
+
+
+def _grown(mask: Tensor) -> Tensor:
+    """A mask h w at 8 x 8 cells (a cell counts where any of its pixels does), grown by one cell."""
+    cells = F.adaptive_max_pool2d(mask[None, None].float(), 8)
+    return F.max_pool2d(cells, 3, stride=1, padding=1)[0, 0] > 0
+
+
+def _right(namer: Namer, x: Tensor, items: Sequence[Item]) -> tuple[np.ndarray, np.ndarray]:
+    """Whether the category and the colour of each item's thing are named, two arrays n."""
+    truth = torch.tensor([labels_of(item.phrases[1]) for item in items])
+    found = [torch.stack([y.argmax(1) for y in namer(part)], dim=1) for part in x.split(BATCH)]
+    right = (torch.cat(found) == truth).numpy()
+    return right[:, 0], right[:, 1]
+
+
+def _by_domain(right: np.ndarray, items: Sequence[Item]) -> dict[str, float]:
+    """Share of right ones per domain that the caption names; "none" where it names no domain."""
+    names = {prefix: domain for domain, prefix in PREFIXES.items()}
+    said = [next((d for p, d in names.items() if item.captions[0].startswith(p)), "none") for item in items]
+    return {name: float(right[np.array(said) == name].mean()) for name in sorted(set(said))}
+
+
+def _batches(items: Sequence[Item]) -> list[Tensor]:
+    images = [item.image for item in items]
+    return [images_to_pixels(np.stack(images[i : i + BATCH])) for i in range(0, len(images), BATCH)]
+
+
+def _judge(weights: Path, name: str) -> Namer:
+    path = weights / f"{name}.safetensors"
+    if not path.exists():
+        raise CheckpointError(f"Expected a judge's weights at {path}, found none. Run `ldznet train {name}`.")
+    return load_weights(Namer("pixels" if name == "classifier" else "latents"), path)

@@ -1,0 +1,48 @@
+"""A small convolutional network that names the thing in a picture or in latents: the judge of the gates.
+
+As a classifier it reads pixels, as a probe it reads latents. It judges; no head and no host ever uses it.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from ..shapes import Float
+from .shapes import CATEGORIES
+from .surfaces import COLOURS
+from .vae import LATENT_CHANNELS, PATCH
+
+NAMES = (*CATEGORIES, *COLOURS)
+
+
+class Namer(nn.Module):
+    """Logits of every category and of every colour, from the `sort` "pixels" (b 3 h w) or "latents" (b 4 h w)."""
+
+    def __init__(self, sort: str) -> None:
+        super().__init__()
+        pixels = sort == "pixels"
+        stem: nn.Module = nn.PixelUnshuffle(PATCH) if pixels else nn.Identity()
+        widths = (3 * PATCH**2, 32, 64, 128) if pixels else (LATENT_CHANNELS, 64, 128, 128)
+        layers = [stem]
+        for i, (before, width) in enumerate(pairwise(widths)):
+            layers += [nn.Conv2d(before, width, 3, stride=1 if i == 0 else 2, padding=1), *_refined(width)]
+        self.body = nn.Sequential(*layers)
+        self.names = nn.Linear(2 * widths[-1], len(NAMES))
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b categories"], Float[Tensor, "b colours"]]:
+        h = self.body(x)
+        logits = self.names(torch.cat([h.mean(dim=(2, 3)), h.amax(dim=(2, 3))], dim=1))
+        return logits[:, : len(CATEGORIES)], logits[:, len(CATEGORIES) :]
+
+
+def _refined(width: int) -> list[nn.Module]:
+    return [nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(8, width), nn.SiLU()]
+
+
+def labels_of(phrase: str) -> tuple[int, int]:
+    """Category and colour, as places in CATEGORIES and COLOURS, of a phrase that names both: "a red star"."""
+    *_, colour, category = phrase.split()
+    return list(CATEGORIES).index(category), list(COLOURS).index(colour)
