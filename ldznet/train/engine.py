@@ -103,9 +103,7 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         self.task, self.config, self.folder = task, config, folder
         self.accelerator = Accelerator(mixed_precision=config.precision)
-        groups = _weight_decay_groups(task.module, config.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
-        self.module, self.optimizer = self.accelerator.prepare(task.module, optimizer)
+        self.module, self.optimizer = self.accelerator.prepare(task.module, _adamw(task.module, config))
         self.plain: nn.Module = self.accelerator.unwrap_model(self.module)
         self.ema = EMA(self.plain, config.ema)
         self.step = 0
@@ -190,6 +188,16 @@ class Run:
     def _require_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
             raise InputError(f"The loss is {loss} at step {self.step}. Lower the learning rate and resume.")
+
+
+def _adamw(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Fused where this torch can (on a CPU from 2.4 on)."""
+    groups = _weight_decay_groups(module, config.weight_decay)
+    settings: dict[str, Any] = {"lr": config.learning_rate, "betas": (0.9, 0.99)}
+    try:
+        return torch.optim.AdamW(groups, **settings, fused=True)
+    except RuntimeError:
+        return torch.optim.AdamW(groups, **settings)
 
 
 def _weight_decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

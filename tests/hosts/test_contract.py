@@ -17,11 +17,24 @@ from torch import nn
 from ldznet.contracts import Host
 from ldznet.errors import InputError, TapError
 from ldznet.hosts import open_host
+from ldznet.hosts.tiny import TinyHost
 from ldznet.schedule import add_noise
 from ldznet.shapes import tap_size
 from ldznet.taps import extract_taps
+from ldznet.tinyworld import world
+
+
+def tiny_host() -> Host:
+    """A fresh tiny world around the UNet that all these hosts share."""
+    with torch.random.fork_rng(devices=[]):
+        models = world.fresh()._replace(unet=small.unet())
+    for model in models[:3]:
+        model.eval()
+    return TinyHost(models)
+
 
 HOSTS: dict[str, Callable[[Path], Host]] = {
+    "tiny": lambda folder: tiny_host(),
     "single file": lambda folder: small.host(folder),
     "diffusers folder": lambda folder: open_host(small.diffusers_folder(folder)),
     "pipeline": lambda folder: open_host(small.pipeline(folder)),
@@ -42,16 +55,24 @@ def inputs(host: Host, batch: int, height: int, width: int) -> tuple[torch.Tenso
     return latents, timesteps, torch.randn(batch, 77, host.context_dim, generator=generator)
 
 
+def models_of(host: Host) -> dict[str, nn.Module]:
+    """Every module that a host holds, by itself or in a tuple."""
+    parts = dict(vars(host))
+    for name, value in vars(host).items():
+        if isinstance(value, tuple):
+            parts |= {f"{name}.{i}": part for i, part in enumerate(value)}
+    return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+
+
 def state_of(host: Host) -> dict[str, Any]:
     """Everything about a host's modules that a call might change."""
     found: dict[str, Any] = {"random": torch.get_rng_state().tolist()}
-    for part, model in vars(host).items():
-        if isinstance(model, nn.Module):
-            for name, module in model.named_modules():
-                hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
-                found[f"{part}.{name}"] = (module.training, hooks)
-            for name, tensor in model.state_dict().items():
-                found[f"{part}.{name}="] = (tensor.device, tensor.dtype, tensor.double().sum().item())
+    for part, model in models_of(host).items():
+        for name, module in model.named_modules():
+            hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
+            found[f"{part}.{name}"] = (module.training, hooks)
+        for name, tensor in model.state_dict().items():
+            found[f"{part}.{name}="] = (tensor.device, tensor.dtype, tensor.double().sum().item())
     return found
 
 
@@ -113,9 +134,8 @@ def test_no_failure_leaves_a_trace(host: Host) -> None:
 
 
 def test_training_flags_stay(host: Host) -> None:
-    models = [model for model in vars(host).values() if isinstance(model, nn.Module)]
     before = state_of(host)
-    flags = [(module, module.training) for model in models for module in model.modules()]
+    flags = [(module, module.training) for model in models_of(host).values() for module in model.modules()]
     try:
         for module, _ in flags[::2]:
             module.training = True
