@@ -21,6 +21,7 @@ import comfy.supported_models_base
 import comfy.utils
 import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
+from comfy_execution.graph_utils import GraphBuilder
 from torch import Tensor
 
 from ..checkpoints import load_head
@@ -34,6 +35,8 @@ from ..taps import extract_taps, spatial_transformers
 from ..tinyworld import world
 from ..tinyworld.text import TextConfig
 from ..tinyworld.vae import TinyVAE
+
+__all__ = ["ComfyHost", "GraphBuilder", "Head", "Progress", "RunningHead", "model_space", "open_head", "tiny_models"]
 
 OTHER_WIDTHS = {1024: "SD 2.x", 1280: "SDXL's refiner", 2048: "SDXL"}  # of the context; SD 1.x's is 768
 BRACKET = re.compile(r"(?<!\\)([()])")  # ComfyUI reads bare brackets as weights

@@ -1,0 +1,104 @@
+"""IMAGE, MASK and LATENT ↔ the library's tensors: the only file of the nodes that changes layouts.
+
+ComfyUI: IMAGE is b h w c in [0, 1], MASK b h w in [0, 1], LATENT["samples"] b 4 h w before the scale factor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..ldznet.errors import InputError, LDZNetError
+from ..ldznet.segmentation import Segmentation
+from ..ldznet.shapes import PIXELS_PER_LATENT, Float, Size
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """A LDZNET_SEGMENTATION: `result`, and where its frame lies in a picture of `size` (height, width).
+
+    ComfyUI's VAE Encode cuts pictures to multiples of 8 about their middle: `offset` (top, left) undoes that.
+    """
+
+    result: Segmentation
+    size: Size
+    offset: Size = (0, 0)
+
+    def probabilities(self) -> Float[Tensor, "b p h w"]:
+        """At the picture's size; the frame's outermost pixels stand for what was cut off."""
+        maps = self.result.probabilities
+        (height, width), (top, left) = self.size, self.offset
+        below, right = height - maps.shape[2] - top, width - maps.shape[3] - left
+        return F.pad(maps, (left, right, top, below), mode="replicate") if (below, right) != (0, 0) else maps
+
+    def masks(self, threshold: float) -> Float[Tensor, "b p h w"]:
+        """0 or 1, at the picture's size; zeros for a phrase that was not found."""
+        return ((self.probabilities() > threshold) & self.result.found[:, :, None, None]).float()
+
+
+@contextlib.contextmanager
+def socket(name: str) -> Iterator[None]:
+    """Says in the library's errors which socket they are about."""
+    try:
+        yield
+    except LDZNetError as error:
+        raise type(error)(f"{error} (socket: {name})") from error
+
+
+def guide_of(image: Float[Tensor, "b h w c"]) -> Float[Tensor, "b 3 h w"]:
+    """RGB in [0, 1] of an IMAGE; an alpha channel is dropped, what lies outside of [0, 1] is cut."""
+    if not isinstance(image, Tensor) or image.ndim != 4 or image.shape[-1] not in (3, 4):
+        shape = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
+        raise InputError(f"Expected an IMAGE b h w 3, got {shape}. Connect an image. (socket: image)")
+    return image[..., :3].movedim(-1, 1).float().clamp(0, 1)
+
+
+def pixels_of(image: Float[Tensor, "b h w c"]) -> Float[Tensor, "b 3 h w"]:
+    """`pixels` in [-1, 1] of an IMAGE."""
+    return guide_of(image) * 2 - 1
+
+
+def image_of(pictures: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b h w 3"]:
+    """An IMAGE of RGB in [0, 1]."""
+    return pictures.movedim(1, -1).contiguous().cpu()
+
+
+def vae_latents_of(latent: Any) -> Float[Tensor, "b 4 h w"]:
+    """The samples of a LATENT; raises InputError for video, audio and nested latents, NaN and infinity."""
+    samples = latent["samples"]
+    if getattr(samples, "is_nested", False) or samples.ndim != 4:
+        shape = "nested latents" if getattr(samples, "is_nested", False) else f"{tuple(samples.shape)}"
+        raise InputError(
+            f"Expected latents of pictures, b 4 h w, got {shape}: video or sound. Connect an SD 1.x latent. "
+            "(socket: latent)"
+        )
+    return samples
+
+
+def frame(latents: Float[Tensor, "b 4 h w"], image: Float[Tensor, "b h w c"] | None) -> tuple[Size, Size, Size]:
+    """(size to segment at, size of the picture, offset in it) of latents, with the picture they come from if any."""
+    inner = (latents.shape[2] * PIXELS_PER_LATENT, latents.shape[3] * PIXELS_PER_LATENT)
+    if image is None:
+        return inner, inner, (0, 0)
+    guide_of(image[:1])
+    if image.shape[0] not in (1, latents.shape[0]):
+        raise InputError(
+            f"Expected one image or as many as latents ({latents.shape[0]}), got {image.shape[0]}. Connect the image "
+            "that the latent was made from. (socket: image)"
+        )
+    size = (image.shape[1], image.shape[2])
+    cut = (size[0] // PIXELS_PER_LATENT * PIXELS_PER_LATENT, size[1] // PIXELS_PER_LATENT * PIXELS_PER_LATENT)
+    if cut != inner:
+        return size, size, (0, 0)
+    return inner, size, (size[0] % PIXELS_PER_LATENT // 2, size[1] % PIXELS_PER_LATENT // 2)
+
+
+def mask_of(mask: Tensor) -> Float[Tensor, "b h w"]:
+    """A MASK: float32, contiguous, on the CPU."""
+    return mask.to("cpu", torch.float32).contiguous()

@@ -1,0 +1,53 @@
+"""Text fields of nodes, line by line."""
+
+from __future__ import annotations
+
+from ..ldznet.errors import InputError
+from ..ldznet.phrases import Phrase
+
+ARROW = "=>"
+
+
+def read_lines(text: str, name: str = "text") -> list[str]:
+    """The lines of `text` without blank ones and # comments, in order. Raises InputError where none is left."""
+    lines = [line.strip() for line in text.splitlines()]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    if not lines:
+        raise InputError(f"Expected at least one line, got none. Write one phrase a line. (socket: {name})")
+    return lines
+
+
+def read_phrases(text: str) -> list[str]:
+    """Phrases, one a line; raises InputError for "a - " and the like."""
+    lines = read_lines(text)
+    for line in lines:
+        Phrase.parse(line)
+    return lines
+
+
+def read_regions(text: str) -> list[tuple[str, str]]:
+    """(phrase, prompt) of lines "phrase => prompt"."""
+    pairs = []
+    for line in read_lines(text, "regions"):
+        phrase, arrow, prompt = (part.strip() for part in line.partition(ARROW))
+        if not (phrase and arrow and prompt):
+            raise InputError(f'Expected lines "phrase => prompt", got "{line}". (socket: regions)')
+        pairs.append((phrase, prompt))
+    return pairs
+
+
+def pick(wanted: str, phrases: tuple[str, ...], name: str = "phrases") -> list[int]:
+    """Indices into `phrases` of lines that name them, or give their number from 1; all of them for an empty text."""
+    lines = [line.strip() for line in wanted.splitlines() if line.strip() and not line.strip().startswith("#")]
+    if not lines:
+        return list(range(len(phrases)))
+    found = []
+    for line in lines:
+        if line in phrases:
+            found.append(phrases.index(line))
+        elif line.isdecimal() and 1 <= int(line) <= len(phrases):
+            found.append(int(line) - 1)
+        else:
+            known = ", ".join(f'{i + 1} "{phrase}"' for i, phrase in enumerate(phrases))
+            raise InputError(f'Expected phrases of this segmentation ({known}), got "{line}". (socket: {name})')
+    return found

@@ -1,0 +1,76 @@
+"""What the nodes' schemas share: socket types, inputs that several have, and what only newer ComfyUIs know."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from comfy_api.latest import io
+
+CATEGORY = "LD-ZNet"
+INNER = "LD-ZNet/inner"  # of the nodes that others expand to
+
+HeadType = io.Custom("LDZNET_HEAD")
+SegmentationType = io.Custom("LDZNET_SEGMENTATION")
+CaptureType = io.Custom("LDZNET_CAPTURE")
+MasksType = io.Custom("LDZNET_MASKS")
+BoxType = getattr(io, "BoundingBox", None) or io.Custom("BOUNDING_BOX")
+
+RAW = {"rawLink": True}  # the link itself, not its value: a MODEL passed as a value is never cached
+
+
+def schema(**fields: Any) -> Any:
+    """An io.Schema of those `fields` that this ComfyUI knows."""
+    known = {field.name for field in dataclasses.fields(io.Schema)}
+    return io.Schema(**{name: value for name, value in fields.items() if name in known})
+
+
+def text_input() -> Any:
+    """The phrases, one a line."""
+    return io.String.Input(
+        "text",
+        multiline=True,
+        default="",
+        placeholder="a red star\ngrass - the star\n# one phrase a line",
+        dynamic_prompts=False,
+        tooltip='What to find: one phrase a line. "a - b" leaves b out of a. Lines that begin with # are comments.',
+    )
+
+
+def threshold_input(default: float = 0.5) -> Any:
+    """On probabilities."""
+    return io.Float.Input(
+        "threshold",
+        default=default,
+        min=0.0,
+        max=1.0,
+        step=0.01,
+        tooltip="Pixels more probable than this are in the mask. Moving it re-runs only the cheap part.",
+    )
+
+
+def segmentation_input() -> Any:
+    """Soft maps of all phrases."""
+    return SegmentationType.Input(
+        "segmentation", tooltip="The output segmentation of Segment by Text or of Segment Captured."
+    )
+
+
+def segment_outputs() -> list[Any]:
+    """The five outputs of both segmenting nodes."""
+    return [
+        io.Mask.Output("mask", display_name="mask", tooltip="All phrases together: one mask per image, 0 or 1."),
+        io.Mask.Output(
+            "masks",
+            display_name="masks",
+            is_output_list=True,
+            tooltip="A list with the masks of each phrase, in the order typed.",
+        ),
+        SegmentationType.Output(
+            "segmentation",
+            display_name="segmentation",
+            tooltip="Soft maps and scores of every phrase, for other nodes.",
+        ),
+        io.Boolean.Output("found", display_name="found", tooltip="Whether any phrase is in any of the images."),
+        io.String.Output("report", display_name="report", tooltip="Found, score and area of each phrase and image."),
+    ]

@@ -1,0 +1,248 @@
+"""Segment by Text: one node for the user, two inside, so that moving the threshold never runs the UNet again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..ldznet.errors import InputError
+from ..ldznet.predictor import RESOLUTIONS, Predictor
+from ..ldznet.segmentation import Segmentation
+from ..ldznet.shapes import Float
+from ._boundary import Segmented, frame, mask_of, pixels_of, socket, vae_latents_of
+from ._phrases import read_phrases
+from ._schema import (
+    CATEGORY,
+    INNER,
+    RAW,
+    HeadType,
+    MasksType,
+    SegmentationType,
+    schema,
+    segment_outputs,
+    text_input,
+    threshold_input,
+)
+
+
+def model_inputs(raw: dict[str, bool] | None = None) -> list[Any]:
+    """MODEL, CLIP and head."""
+    return [
+        io.Model.Input("model", extra_dict=raw, tooltip="The SD 1.x model whose features are read; LoRAs are kept."),
+        io.Clip.Input("clip", extra_dict=raw, tooltip="The model's text encoder. Its last layer is used."),
+        HeadType.Input("head", extra_dict=raw, tooltip="From Load LD-ZNet Head; it must fit the model."),
+    ]
+
+
+def setting_inputs() -> list[Any]:
+    """What changes the soft maps."""
+    return [
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=2**32 - 1,
+            control_after_generate=False,
+            tooltip="Of the noise under which features are read. The same seed gives the same mask.",
+        ),
+        io.Int.Input(
+            "ensemble",
+            default=1,
+            min=1,
+            max=16,
+            tooltip="Averages over this many noises and noise levels: steadier, and as many times slower.",
+        ),
+        io.Combo.Input(
+            "resolution",
+            options=list(RESOLUTIONS),
+            default=RESOLUTIONS[0],
+            tooltip="head: at the size that the head was trained at. native: at the picture's own.",
+        ),
+    ]
+
+
+def picture_inputs(raw: dict[str, bool] | None = None) -> list[Any]:
+    """What to segment."""
+    return [
+        io.Latent.Input(
+            "latent", optional=True, extra_dict=raw, tooltip="From a KSampler or VAE Encode; the VAE is not touched."
+        ),
+        io.Image.Input(
+            "image",
+            optional=True,
+            extra_dict=raw,
+            tooltip="With vae: what to segment. With latent: gives the mask's size alone.",
+        ),
+        io.Vae.Input("vae", optional=True, extra_dict=raw, tooltip="Needed with an image and no latent."),
+    ]
+
+
+class SegmentByText(io.ComfyNode):
+    """Masks of what the phrases name."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """See ComfyNode."""
+        return schema(
+            node_id="LDZNetSegment",
+            display_name="Segment by Text",
+            category=CATEGORY,
+            description="Words in, mask out, from the Stable Diffusion that is already loaded (LD-ZNet).",
+            search_aliases=["text to mask", "txt2mask", "clipseg", "ldznet", "segment anything"],
+            inputs=[*model_inputs(RAW), text_input(), threshold_input(), *setting_inputs(), *picture_inputs(RAW)],
+            outputs=segment_outputs(),
+            enable_expand=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        clip: Any,
+        head: Any,
+        text: str,
+        threshold: float,
+        seed: int,
+        ensemble: int,
+        resolution: str,
+        latent: Any = None,
+        image: Any = None,
+        vae: Any = None,
+    ) -> Any:
+        """See ComfyNode. What is linked comes as links, and goes on as links."""
+        read_phrases(text)
+        links = {"model": model, "clip": clip, "head": head, "latent": latent, "image": image}
+        if latent is None:
+            links["vae"] = vae
+            require_picture(image, vae)
+        links = {name: link for name, link in links.items() if link is not None}
+        settings = {"text": text, "seed": seed, "ensemble": ensemble, "resolution": resolution}
+        return expanded("LDZNetInnerSegment", {**links, **settings}, threshold)
+
+
+class InnerSegment(io.ComfyNode):
+    """The dear part: text encoder, UNet and head."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """See ComfyNode."""
+        return schema(
+            node_id="LDZNetInnerSegment",
+            display_name="Segment by Text: features",
+            category=INNER,
+            description="What Segment by Text expands to. Use that node.",
+            is_dev_only=True,
+            inputs=[*model_inputs(), text_input(), *setting_inputs(), *picture_inputs()],
+            outputs=[SegmentationType.Output("segmentation", display_name="segmentation", tooltip="Soft maps.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        clip: Any,
+        head: Any,
+        text: str,
+        seed: int,
+        ensemble: int,
+        resolution: str,
+        latent: Any = None,
+        image: Any = None,
+        vae: Any = None,
+    ) -> Any:
+        """See ComfyNode."""
+        from ..ldznet.hosts import comfyui
+
+        host = comfyui.ComfyHost(model, clip, vae)
+        running, progress = comfyui.RunningHead(head), comfyui.Progress()
+        predictor = Predictor(host, running, seed=seed, ensemble=ensemble, resolution=resolution, progress=progress)
+        size, offset = None, (0, 0)
+        if latent is not None:
+            with socket("latent"):
+                vae_latents = vae_latents_of(latent)
+                inner, size, offset = frame(vae_latents, image)
+                predictor.set_latents(comfyui.model_space(model, vae_latents), size=inner)
+        else:
+            require_picture(image, vae)
+            with socket("image"):
+                predictor.set_image(pixels_of(image))
+                size = (image.shape[1], image.shape[2])
+        with socket("text"):
+            result = predictor.predict(read_phrases(text))
+        return io.NodeOutput(Segmented(_moved(result, comfyui.outputs_device()), size, offset))
+
+
+class InnerMasks(io.ComfyNode):
+    """The cheap part: the threshold."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """See ComfyNode."""
+        return schema(
+            node_id="LDZNetInnerMasks",
+            display_name="Segment by Text: masks",
+            category=INNER,
+            description="What Segment by Text expands to. Use that node, or Mask from Segmentation.",
+            is_dev_only=True,
+            is_input_list=True,
+            inputs=[SegmentationType.Input("segmentation", tooltip="Soft maps."), threshold_input()],
+            outputs=[
+                io.Mask.Output("mask", display_name="mask", tooltip="All phrases together."),
+                MasksType.Output("masks", display_name="masks", tooltip="One per phrase, as one value."),
+                io.Boolean.Output("found", display_name="found", tooltip="Whether any phrase is in any image."),
+                io.String.Output("report", display_name="report", tooltip="Found, score, area."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, segmentation: list[Segmented], threshold: list[float]) -> Any:
+        """See ComfyNode. Inputs come as lists, so that a list of pictures can be told from a batch."""
+        if len(segmentation) != 1:
+            raise InputError(
+                f"Expected one batch, got a list of {len(segmentation)}. Make a batch of it first: Rebatch Latents or "
+                "Rebatch Images. (socket: latent or image)"
+            )
+        masks = segmentation[0].masks(threshold[0])
+        each = [mask_of(masks[:, i]) for i in range(masks.shape[1])]
+        result = segmentation[0].result
+        return io.NodeOutput(mask_of(masks.amax(dim=1)), each, bool(result.found.any()), report(result, masks))
+
+
+def expanded(inner: str, inputs: dict[str, Any], threshold: float) -> Any:
+    """The five outputs of a segmenting node, from its `inner` node and a threshold."""
+    from ..ldznet.hosts import comfyui
+
+    graph = comfyui.GraphBuilder()
+    dear = graph.node(inner, **inputs)
+    cheap = graph.node("LDZNetInnerMasks", segmentation=dear.out(0), threshold=threshold)
+    return io.NodeOutput(cheap.out(0), cheap.out(1), dear.out(0), cheap.out(2), cheap.out(3), expand=graph.finalize())
+
+
+def require_picture(image: Any, vae: Any) -> None:
+    """Raises InputError unless there is an image and what encodes it."""
+    if image is None:
+        raise InputError("Expected a latent, or an image and a vae, got neither. Connect one. (socket: latent)")
+    if vae is None:
+        raise InputError("Expected a vae with the image, got none. Connect the model's VAE, or a latent. (socket: vae)")
+
+
+def report(result: Segmentation, masks: Float[Tensor, "b p h w"], notes: Sequence[str] = ()) -> str:
+    """A line for each image and phrase, then `notes`."""
+    lines = []
+    for b in range(masks.shape[0]):
+        for p, phrase in enumerate(result.phrases):
+            score, area = float(result.scores[b, p]), 100 * float(masks[b, p].mean())
+            state = f"found, {area:.1f} % of the picture" if result.found[b, p] else "not found"
+            lines.append(f'image {b + 1}, "{phrase}": {state}, score {score:.2f}')
+    return "\n".join([*lines, *notes])
+
+
+def _moved(result: Segmentation, device: Any) -> Segmentation:
+    deviation = None if result.deviation is None else result.deviation.to(device)
+    return dataclasses.replace(
+        result, logits=result.logits.to(device), scores=result.scores.to(device), deviation=deviation
+    )
