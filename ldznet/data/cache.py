@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from ..shapes import Float
 from .items import Dataset
 
@@ -53,12 +54,17 @@ class Cache:
 
 
 def draw(dataset: Dataset, folder: Path, progress: Progress = quiet) -> Cache:
-    """The cache of `dataset` in `folder`, drawn unless it is there already."""
+    """The cache of `dataset` in `folder`, drawn unless it is there already.
+
+    Raises InputError where one of another length is there.
+    """
     if (folder / "items.jsonl").exists():
-        return Cache(folder)
+        return _same_length(Cache(folder), dataset)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "latents.npy").unlink(missing_ok=True)  # of images that are drawn anew
     size = dataset[0].image.shape
-    images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (len(dataset), *size))
+    partial = folder / "images.partial.npy"
+    images = np.lib.format.open_memmap(partial, "w+", np.uint8, (len(dataset), *size))
     planes: list[np.ndarray] = []
     records = []
     for i in range(len(dataset)):
@@ -66,9 +72,11 @@ def draw(dataset: Dataset, folder: Path, progress: Progress = quiet) -> Cache:
         images[i] = item.image
         words = {name: getattr(item, name) for name in ("captions", "phrases", "kinds", "absent", "distracted")}
         records.append({**words, "first_plane": len(planes)})
-        planes += list(np.packbits(item.masks.reshape(len(item.masks), -1), axis=1))
+        planes += list(np.packbits(item.masks.reshape(len(item.masks), size[0] * size[1]), axis=1))
         progress(i + 1, len(dataset))
     images.flush()
+    del images  # a file that is still mapped cannot be renamed on Windows
+    os.replace(partial, folder / "images.npy")
     _save(folder / "masks.npy", np.stack(planes) if planes else np.zeros((0, 0), np.uint8))
     partial = folder / "items.jsonl.partial"
     partial.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
@@ -87,6 +95,12 @@ def add_latents(cache: Cache, encode: Callable[[Tensor], Tensor], progress: Prog
             progress(min(start + batch, len(cache)), len(cache))
         _save(cache.folder / "latents.npy", np.concatenate(found))
     return Cache(cache.folder)
+
+
+def _same_length(cache: Cache, dataset: Dataset) -> Cache:
+    if len(cache) != len(dataset):
+        raise InputError(f"Expected {len(dataset)} images in {cache.folder}, got {len(cache)}. Delete it, or move it.")
+    return cache
 
 
 def _save(path: Path, array: np.ndarray) -> None:

@@ -17,6 +17,8 @@ from PIL import Image, ImageOps
 from ..errors import InputError
 from .items import Item
 
+EXAMPLE = '{"image": "1.jpg", "captions": ["…"], "masks": {"a dog": "1.png"}, "absent": ["…"]}'
+
 
 class FolderDataset:
     """Items of `folder` at `size` x `size` pixels."""
@@ -26,7 +28,7 @@ class FolderDataset:
         index = self.folder / "index.jsonl"
         if not index.is_file():
             raise InputError(f"Expected index.jsonl in {self.folder}, found none. Write one line of JSON per image.")
-        lines = index.read_text(encoding="utf-8").splitlines()
+        lines = _read(index).splitlines()
         self.records = [_record(line, number) for number, line in enumerate(lines, 1) if line.strip()]
         if not self.records:
             raise InputError(f"Expected at least one image in {index}, got none.")
@@ -55,10 +57,26 @@ class FolderDataset:
             raise InputError(f"Expected an image at {self.folder / path}: {error}.") from error
 
 
+def _read(index: Path) -> str:
+    try:
+        return index.read_text(encoding="utf-8-sig")  # editors on Windows begin a file with a mark
+    except UnicodeDecodeError as error:
+        raise InputError(f"Expected UTF-8 in {index}, got something else: {error}. Save it as UTF-8.") from error
+
+
 def _record(line: str, number: int) -> dict[str, Any]:
     try:
         record = json.loads(line)
-        record["image"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f'Expected {{"image": …}} on line {number} of index.jsonl, got {line[:60]!r}.') from error
+    except json.JSONDecodeError:
+        record = None
+    if not _is_record(record):
+        raise InputError(f"Expected {EXAMPLE} on line {number} of index.jsonl, got {line[:60]!r}.")
     return record
+
+
+def _is_record(record: Any) -> bool:
+    if not isinstance(record, dict) or not isinstance(record.get("image"), str):
+        return False
+    lists, masks = [record.get("captions", []), record.get("absent", [])], record.get("masks", {})
+    texts = [*lists, list(masks.values())] if isinstance(masks, dict) else [None]
+    return all(isinstance(text, list) and all(isinstance(t, str) for t in text) for text in texts)

@@ -15,6 +15,7 @@ from ..contracts import Host
 from ..data.cache import Cache
 from ..errors import InputError
 from ..models import LDZNet
+from ..phrases import fill
 from .engine import channels_last
 
 ABSENT_SHARE = 0.2
@@ -73,7 +74,7 @@ class HeadTask:
             raise InputError("Expected images with phrases, got none that has any. Give masks in index.jsonl.")
         phrases = sorted({p for record in cache.records for p in (*record["phrases"], *record["absent"])})
         self.rows = {phrase: row for row, phrase in enumerate(phrases)}
-        texts = [self.config.template.format(phrase) for phrase in phrases]
+        texts = [fill(self.config.template, phrase) for phrase in phrases]
         self.context = torch.cat([host.encode_text(texts[i : i + 256]) for i in range(0, len(texts), 256)])
 
     def batch(self, step: int, size: int, generator: torch.Generator) -> tuple:

@@ -1,0 +1,180 @@
+"""Training a head: what a batch holds, what the loss is made of, what it starts from, and that it learns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ldznet.data import TinyWorldDataset
+from ldznet.data.cache import Cache, add_latents, draw
+from ldznet.errors import InputError
+from ldznet.hosts.tiny import TinyHost
+from ldznet.models import build_head
+from ldznet.phrases import fill
+from ldznet.tinyworld import world
+from ldznet.train.engine import Run, TrainConfig
+from ldznet.train.head import (
+    ABSENT_SHARE,
+    DICE_WEIGHT,
+    PRESENCE_WEIGHT,
+    HeadTask,
+    Segmenting,
+    soft_dice,
+    start_from,
+)
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def host() -> TinyHost:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        models = world.fresh()
+    for model in models[:3]:
+        model.eval().requires_grad_(False)
+    return TinyHost(models)
+
+
+@pytest.fixture(scope="module")
+def cache(host: TinyHost, tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    drawn = draw(TinyWorldDataset(4, size=SIZE), tmp_path_factory.mktemp("cache"))
+    return add_latents(drawn, host.encode_image)
+
+
+def head(network: str = "znet") -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return build_head(world.head_config(network))
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_a_fifth_of_the_phrases_is_absent_and_has_no_mask(host: TinyHost, cache: Cache) -> None:
+    task = HeadTask(head(), host, cache)
+    rng = np.random.default_rng(0)
+    drawn = [(i, *task._phrase(i, rng)) for i in range(4) for _ in range(500)]
+    absent = [(i, phrase, mask) for i, phrase, mask in drawn if phrase in cache.records[i]["absent"]]
+    assert len(absent) / len(drawn) == pytest.approx(ABSENT_SHARE, abs=0.03)
+    assert not any(mask.any() for _, _, mask in absent)
+    for i, phrase, mask in drawn:
+        if phrase in cache.records[i]["phrases"]:
+            assert np.array_equal(mask, cache.mask(i, cache.records[i]["phrases"].index(phrase)))
+    assert {p for i, p, _ in drawn if i == 0} == {*cache.records[0]["phrases"], *cache.records[0]["absent"]}
+
+
+@pytest.mark.parametrize("network", ["znet", "ldznet"])
+def test_a_batch_is_what_the_predictor_gives(network: str, host: TinyHost, cache: Cache) -> None:
+    task = HeadTask(head(network), host, cache)
+    latents, context, taps, masks = task.batch(0, 6, generator())
+    assert latents.shape == (6, 4, SIZE // 8, SIZE // 8)
+    assert masks.shape == (6, 1, SIZE, SIZE)
+    assert set(masks.unique().tolist()) <= {0, 1}
+    assert list(taps) == list(task.config.tap_specs)
+    texts = [fill(task.config.template, phrase) for phrase in task.rows]
+    torch.testing.assert_close(task.context, host.encode_text(texts), atol=1e-5, rtol=0)
+    assert all((task.context == row).all(dim=(1, 2)).any() for row in context)
+    assert all(task.module(latents, context, taps, masks)[0].isfinite().flatten())
+
+
+def test_a_batch_follows_its_generator(host: TinyHost, cache: Cache) -> None:
+    task = HeadTask(head("ldznet"), host, cache)
+    one, two, other = (task.batch(0, 3, generator(seed)) for seed in (0, 0, 1))
+    assert torch.equal(one[3], two[3])
+    assert all(torch.equal(one[2][block], two[2][block]) for block in one[2])
+    assert not torch.equal(one[2]["middle.0"], other[2]["middle.0"])
+
+
+def test_images_without_phrases_are_left_out(host: TinyHost, cache: Cache, tmp_path: Path) -> None:
+    some = Cache(cache.folder)
+    some.records = [{**record, "phrases": [], "absent": []} for record in cache.records[:3]] + cache.records[3:]
+    latents = HeadTask(head(), host, some).batch(0, 8, generator())[0]
+    assert all(torch.equal(row, cache.latents[3].float()) for row in latents)
+    some.records = some.records[:3]
+    with pytest.raises(InputError, match="images with phrases"):
+        HeadTask(head(), host, some)
+
+
+def test_latents_are_needed(host: TinyHost, cache: Cache) -> None:
+    without = Cache(cache.folder)
+    without.latents = None
+    with pytest.raises(ValueError, match="add_latents"):
+        HeadTask(head(), host, without)
+
+
+BIG = 30.0  # a logit whose sigmoid is 1 in float32
+
+
+@pytest.mark.parametrize(
+    ("logits", "mask", "expected"),
+    [
+        ([BIG, BIG, -BIG, -BIG], [1, 1, 0, 0], 0),
+        ([BIG, BIG, -BIG, -BIG], [1, 0, 0, 0], 1 - 3 / 4),  # shares 1 of 2 and 1: (2 + 1) / (2 + 1 + 1)
+        ([0, 0, 0, 0], [1, 1, 0, 0], 1 - 3 / 4),  # shares 1/2 + 1/2 of 4/4 and 2: (2 + 1) / (1 + 2 + 1)
+        ([-BIG, -BIG, -BIG, -BIG], [1, 1, 1, 0], 1 - 1 / 4),
+    ],
+)
+def test_dice_by_hand(logits: list[float], mask: list[int], expected: float) -> None:
+    maps = torch.tensor([logits, [-BIG] * 4]).view(2, 1, 2, 2), torch.tensor([mask, [0] * 4]).view(2, 1, 2, 2)
+    assert soft_dice(*maps).tolist() == pytest.approx([expected, 0], abs=1e-5)
+
+
+class Fixed(nn.Module):
+    """A head with an answer of its own."""
+
+    def __init__(self, logits: Tensor, presence: Tensor | None) -> None:
+        super().__init__()
+        self.answer = logits, presence
+
+    def segment(self, *inputs: object) -> tuple[Tensor, Tensor | None]:
+        return self.answer
+
+
+def test_the_loss_by_hand() -> None:
+    logits = torch.tensor([[BIG, BIG, -BIG, -BIG], [0.0, 0, 0, 0]]).view(2, 1, 2, 2)
+    masks = torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 0]]).view(2, 1, 2, 2)
+    latents = torch.zeros(2, 4, 1, 1)
+    loss, figures = Segmenting(Fixed(logits, None))(latents, latents, {}, masks)
+    pixels = (BIG + 4 * np.log(2)) / 8
+    assert figures["pixels"].item() == pytest.approx(pixels, abs=1e-5)
+    assert figures["dice"].item() == pytest.approx(1 / 4, abs=1e-5)  # of the present phrase alone
+    assert loss.item() == pytest.approx(pixels + DICE_WEIGHT / 4, abs=1e-5)
+    with_presence, figures = Segmenting(Fixed(logits, torch.zeros(2)))(latents, latents, {}, masks)
+    assert figures["presence"].item() == pytest.approx(np.log(2), abs=1e-6)
+    assert (with_presence - loss).item() == pytest.approx(PRESENCE_WEIGHT * np.log(2), abs=1e-5)
+
+
+@pytest.mark.parametrize("network", ["znet", "ldznet"])
+def test_a_head_starts_from_the_unet(network: str, host: TinyHost) -> None:
+    fresh, started = head(network), head(network)
+    unet = host.models.unet.state_dict()
+    assert start_from(started, host.models.unet) == len(unet) - 2  # all but the last convolution's two
+    for name, tensor in started.state_dict().items():
+        shared = name in unet and name not in ("out.2.weight", "out.2.bias")
+        assert torch.equal(tensor, unet[name] if shared else fresh.state_dict()[name]), name
+
+
+def test_a_head_starts_from_another_head() -> None:
+    znet, ldznet = head("znet"), head("ldznet")
+    nn.init.constant_(znet.final[0].weight, 0.5)
+    assert start_from(ldznet, znet) == len(znet.state_dict())
+    assert torch.equal(ldznet.final[0].weight, znet.final[0].weight)
+
+
+def test_it_learns_and_the_host_does_not(host: TinyHost, cache: Cache, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("ldznet.train.engine.write_log", lambda rows, folder: None)
+    before = {name: tensor.clone() for name, tensor in host.models.unet.state_dict().items()}
+    task = HeadTask(head("ldznet"), host, cache)
+    held = task.batch(0, 8, generator(5))
+    with torch.no_grad():
+        first = task.module(*held)[0]
+    Run(task, TrainConfig(steps=16, batch=4, learning_rate=2e-3, warmup=4, log_every=8), tmp_path).train()
+    with torch.no_grad():
+        assert task.module(*held)[0] < 0.8 * first
+    assert all(torch.equal(tensor, before[name]) for name, tensor in host.models.unet.state_dict().items())
