@@ -41,7 +41,7 @@ class TrainConfig:
     seed: int = 0
     log_every: int = 50
     save_every: int = 500
-    precision: str = "no"  # accelerate's mixed_precision: "no", "bf16" or "fp16"
+    precision: str = "no"  # "bf16" runs the forward pass under autocast
     compile: bool = False
 
 
@@ -102,7 +102,7 @@ class Run:
             raise InputError(f"Expected at least one step and a batch of one, got {config.steps} and {config.batch}.")
         folder.mkdir(parents=True, exist_ok=True)
         self.task, self.config, self.folder = task, config, folder
-        self.accelerator = Accelerator(mixed_precision=config.precision)
+        self.accelerator = Accelerator()
         self.module, self.optimizer = self.accelerator.prepare(task.module, _adamw(task.module, config))
         self.plain: nn.Module = self.accelerator.unwrap_model(self.module)
         self.ema = EMA(self.plain, config.ema)
@@ -136,7 +136,8 @@ class Run:
     def _optimize(self, batch: Any) -> dict[str, Tensor]:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step)
-        with self.accelerator.autocast():
+        bfloat16 = self.config.precision == "bf16"
+        with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=bfloat16):
             loss, figures = self.task.loss(self.module, batch)
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.plain.parameters(), self.config.clip)
