@@ -1,4 +1,5 @@
-"""Stable Diffusion 1.x through diffusers: from a folder, a single file or a loaded pipeline. Nothing is ever fetched.
+"""Stable Diffusion through diffusers: 1.x from a folder, a file or a loaded pipeline, 2.x and SDXL from a pipeline.
+Nothing is ever fetched.
 
 The one file that imports diffusers and transformers; `open_host` imports it when a source needs it.
 """
@@ -19,34 +20,25 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ..clip_bpe import CONTEXT_LENGTH, Tokenizer, require_length
-from ..contracts import Block, Taps, TapSpec
+from ..contracts import Block, Conditioning, Observer, T, Taps, TapSpec
 from ..errors import CheckpointError, HostError, InputError
 from ..schedule import NUM_TIMESTEPS, alphas_cumprod
 from ..shapes import PIXELS_PER_LATENT, Float, Int
 from ..taps import extract_taps, spatial_transformers
-from . import single_file
+from . import sdxl, single_file
+from .families import INPAINTING_CHANNELS, family_of, no_head_fits, require_epsilon, require_sd1
 
 SD1 = Path(__file__).parent / "sd1"  # what a single file lacks: SD 1.x's configurations, CLIP's merges
 
-SD1_FACTS: dict[
-    str, Any
-] = {  # what tells SD 1.x's UNet from its successors and variants; the values are diffusers' own defaults
-    "use_linear_projection": False,
-    "transformer_layers_per_block": 1,
-    "layers_per_block": 2,
-    "addition_embed_type": None,
-    "class_embed_type": None,
-    "encoder_hid_dim_type": None,
-}
-OTHER_WIDTHS = {1024: "SD 2.x", 1280: "SDXL's refiner", 2048: "SDXL"}  # of the context; SD 1.x's is 768
-INPAINTING_CHANNELS = 9  # 4 of the latents, 1 of a mask, 4 of the masked image's latents
 GREY = (0.8223, -0.6876, 0.6364, 0.1380)  # model-space latents of a grey image, ComfyUI's blank_inpaint_image_like
 
 Tokenize = Callable[[Sequence[str]], list[list[int]]]
 
 
 class DiffusersHost:
-    """An SD 1.x model of diffusers as a `contracts.Host`. Tensors come back on `device` as `dtype`.
+    """A model of diffusers as a host that shows its attention (`contracts.AttentionHost`).
+
+    Tensors come back on `device` as `dtype`.
 
     The modules are used where they are and left as they were: weights, training flags, hooks. Move a pipeline before
     it is opened, not after.
@@ -60,9 +52,14 @@ class DiffusersHost:
         tokenize: Tokenize,
         alphas: Float[Tensor, " 1000"] | None = None,
         device: torch.device | None = None,
+        ids: Callable[[str], list[int]] | None = None,
+        two: sdxl.TwoEncoders | None = None,
     ) -> None:
-        """`tokenize` gives 77 ids a phrase; `alphas`: products of 1 - beta, None for SD's own. Raises HostError."""
-        unet = _sd1_unet(unet)
+        """`tokenize` gives 77 ids a phrase, `ids` those of any text alone; `alphas`: products of 1 - beta, None for
+        SD's own; `two`: SDXL's text encoders. Raises HostError."""
+        unet = _known_unet(unet)
+        self.family = family_of(unet.config)
+        self._ids, self._two = ids, two
         self._unet, self._vae, self._text_encoder, self._tokenize = unet, vae, text_encoder, tokenize
         self._alphas = alphas_cumprod() if alphas is None else alphas.to("cpu", torch.float64)
         self.specs: Mapping[str, TapSpec] = tap_specs(unet)
@@ -82,7 +79,7 @@ class DiffusersHost:
         unet = _ready(_pretrained(UNet2DConditionModel, folder / "unet"), device, dtype)
         vae = _ready(_pretrained(AutoencoderKL, folder / "vae"), device, dtype)
         text_encoder = _ready(_pretrained(CLIPTextModel, folder / "text_encoder"), device, dtype)
-        return cls(unet, vae, text_encoder, _each(tokenizer), _alphas(scheduler))
+        return cls(unet, vae, text_encoder, _each(tokenizer), _alphas(scheduler), ids=tokenizer.ids)
 
     @classmethod
     def from_single_file(
@@ -101,27 +98,31 @@ class DiffusersHost:
         with single_file.open_file(path) as file:
             facts = single_file.unet_facts(file.tensors)
             require_sd1(facts)
-            _require_epsilon(single_file.prediction_type(file.tensors))
+            require_epsilon(single_file.prediction_type(file.tensors))
             unet, vae, text_encoder = _unfilled(configs, facts["in_channels"])
             _fill(unet, convert_ldm_unet_checkpoint(single_file.read_part(file, single_file.UNET), unet.config))
             _fill(vae, convert_ldm_vae_checkpoint(single_file.read_part(file, single_file.VAE), vae.config))
             _fill_text_encoder(text_encoder, single_file.read_text_encoder(file))
         tokenizer = Tokenizer.from_merges(configs / "clip_merges.txt.gz")
         unet, vae, text_encoder = (_ready(module, device, dtype) for module in (unet, vae, text_encoder))
-        return cls(unet, vae, text_encoder, _each(tokenizer))
+        return cls(unet, vae, text_encoder, _each(tokenizer), ids=tokenizer.ids)
 
     @classmethod
     def from_pipeline(cls, pipeline: Any) -> DiffusersHost:
         """From a loaded pipeline, with its own tokenizer (textual inversions included), where its modules run now."""
         if getattr(pipeline, "unet", None) is None:
-            raise _no_head_fits(f"a {type(pipeline).__name__}, which has no UNet")
+            raise no_head_fits(f"a {type(pipeline).__name__}, which has no UNet")
         for part in ("vae", "text_encoder", "tokenizer"):
             if getattr(pipeline, part, None) is None:
                 raise HostError(f"Expected a whole pipeline, got one with no {part}: load it with all its parts.")
-        _require_epsilon(pipeline.scheduler.config.get("prediction_type"))
-        tokenize, alphas = _pipeline_tokenize(pipeline), _alphas(pipeline.scheduler)
+        family = family_of(_known_unet(pipeline.unet).config)
+        if family == "sd1":
+            require_epsilon(pipeline.scheduler.config.get("prediction_type"))
+        two = sdxl.TwoEncoders(pipeline, _pipeline_tokenize) if family == "sdxl" else None
+        tokenize, ids = _pipeline_tokenize(pipeline, pipeline.tokenizer), _pipeline_ids(pipeline)
         device = getattr(pipeline, "_execution_device", None)  # an offloaded pipeline waits elsewhere
-        return cls(pipeline.unet, pipeline.vae, pipeline.text_encoder, tokenize, alphas, device)
+        alphas = _alphas(pipeline.scheduler)
+        return cls(pipeline.unet, pipeline.vae, pipeline.text_encoder, tokenize, alphas, device, ids, two)
 
     @torch.no_grad()
     def encode_image(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 4 h/8 w/8"]:
@@ -144,7 +145,12 @@ class DiffusersHost:
 
     @torch.no_grad()
     def encode_text(self, phrases: Sequence[str]) -> Float[Tensor, "b 77 d"]:
-        """CLIP's last hidden state after the final norm; raises InputError with the count of over 75 tokens."""
+        """CLIP's last hidden state after the final norm (SDXL: both encoders' before the last layer).
+
+        Raises InputError with the count of over 75 tokens.
+        """
+        if self._two is not None:
+            return self._two.condition(phrases, self.device, evaluating).context.to(self.dtype)
         ids = torch.tensor(self._tokenize(phrases), device=self.device)
         with evaluating(self._text_encoder):
             return self._text_encoder(ids)[0].to(self.dtype)
@@ -166,13 +172,46 @@ class DiffusersHost:
     ) -> Taps:
         """Taps of one pass over noised latents, ended after the last; an inpainting UNet is told to repaint all."""
         _require_latents(latents)
+        if self._two is not None:
+            raise HostError("Expected an SD 1.x or 2.x model for taps by context alone, got SDXL. Use `observe`.")
+        run = self._pass(latents, timesteps, Conditioning(context))
+        with evaluating(self._unet):
+            return extract_taps(self._unet, blocks, run)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text of any length, without start, end and padding."""
+        assert self._ids is not None
+        return self._ids(text)
+
+    def condition(self, prompts: Sequence[str]) -> Conditioning:
+        """The context of each prompt, and SDXL's pooled text; over 75 tokens raise InputError with their count."""
+        if self._two is not None:
+            return self._two.condition(prompts, self.device, evaluating)
+        return Conditioning(self.encode_text(prompts))
+
+    @torch.no_grad()
+    def observe(
+        self,
+        latents: Float[Tensor, "b 4 h w"],
+        timesteps: Int[Tensor, " b"],
+        conditioning: Conditioning,
+        observer: Observer[T],
+    ) -> T:
+        """What `observer` yields, after a pass over noised latents inside it."""
+        _require_latents(latents)
+        run = self._pass(latents, timesteps, conditioning)
+        with evaluating(self._unet), observer(self._unet) as seen:
+            run()
+        return seen
+
+    def _pass(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Callable[[], Any]:
         sample = latents.to(self.device, self.dtype)
+        extras = {} if self._two is None else {"added_cond_kwargs": sdxl.added(conditioning, sample)}
         if self._unet.config.in_channels == INPAINTING_CHANNELS:
             sample = _for_inpainting(sample)
-        context, timesteps = context.to(self.device, self.dtype), timesteps.to(self.device)
+        context, timesteps = conditioning.context.to(self.device, self.dtype), timesteps.to(self.device)
         run = self._unet.forward  # past `unet.compile()`, inside which hooks would not run
-        with evaluating(self._unet):
-            return extract_taps(self._unet, blocks, lambda: run(sample, timesteps, context, return_dict=False))
+        return lambda: run(sample, timesteps, context, return_dict=False, **extras)
 
 
 @contextlib.contextmanager
@@ -201,55 +240,22 @@ def tap_specs(unet: Any) -> dict[str, TapSpec]:
     return {name: TapSpec(name, m.in_channels, 2 ** level(Block.parse(name))) for name, m in modules.items()}
 
 
-def require_sd1(config: Mapping[str, Any]) -> None:
-    """Raises HostError that names the first fact in which a UNet's configuration is not SD 1.x's.
-
-    Facts of the architecture, not its widths: a UNet of SD 1.x's form passes at any context width that no other family
-    has, so that small models of that form work too.
-    """
-    if config.get("_class_name", "UNet2DConditionModel") != "UNet2DConditionModel":
-        raise _no_head_fits(f"a {config['_class_name']}")
-    for width in _values(config.get("cross_attention_dim")):
-        if width in OTHER_WIDTHS:
-            raise _no_head_fits(f"{width} ({OTHER_WIDTHS[width]})")
-    for name, expected in SD1_FACTS.items():
-        if _values(config.get(name, expected)) != {expected}:
-            raise _no_head_fits(f"one with {name} {config[name]}, where SD 1.x has {expected}")
-    if config.get("in_channels", 4) not in (4, INPAINTING_CHANNELS):
-        raise _no_head_fits(f"one of {config['in_channels']} input channels, where SD 1.x has 4, or 9 for inpainting")
-
-
 def _require_unet(folder: Path) -> None:
     """Raises for a folder of another family by its configuration alone, before any weights are read."""
     index = folder / "model_index.json"
     if index.is_file() and not (folder / "unet").is_dir():
-        raise _no_head_fits(f"a {_read(index).get('_class_name', 'pipeline')}, which has no UNet")
+        raise no_head_fits(f"a {_read(index).get('_class_name', 'pipeline')}, which has no UNet")
     require_sd1(_read(folder / "unet" / "config.json"))
 
 
-def _sd1_unet(unet: Any) -> Any:
+def _known_unet(unet: Any) -> Any:
     """`unet`, out of the wrapper of `torch.compile`, inside which hooks would not run. Raises HostError."""
     unet = getattr(unet, "_orig_mod", unet)
     is_unet = isinstance(unet, UNet2DConditionModel)
     if not is_unet:
-        raise _no_head_fits(f"a {type(unet).__name__}")
-    require_sd1(unet.config)
+        raise no_head_fits(f"a {type(unet).__name__}")
+    family_of(unet.config)
     return unet
-
-
-def _values(value: Any) -> set[Any]:
-    return set(value) if isinstance(value, (list, tuple)) else {value}
-
-
-def _no_head_fits(got: str) -> HostError:
-    return HostError(
-        f"Expected an SD 1.x UNet (context width 768), got {got}. No head fits it yet: open an SD 1.x model."
-    )
-
-
-def _require_epsilon(prediction: str | None) -> None:
-    if prediction not in (None, "epsilon"):
-        raise _no_head_fits(f"one trained for {prediction}, where SD 1.x predicts the noise (epsilon)")
 
 
 def _require_latents(latents: Tensor) -> None:
@@ -334,7 +340,7 @@ def _listed(names: Sequence[str], most: int = 5) -> str:
 
 def _scheduler(folder: Path) -> Any:
     config = _read(folder / "scheduler" / "scheduler_config.json")
-    _require_epsilon(config.get("prediction_type"))
+    require_epsilon(config.get("prediction_type"))
     kind = getattr(diffusers, config.get("_class_name", ""), None)
     return None if kind is None else kind.from_config(config)
 
@@ -348,14 +354,25 @@ def _each(tokenizer: Tokenizer) -> Tokenize:
     return lambda phrases: [tokenizer.encode(phrase) for phrase in phrases]
 
 
-def _pipeline_tokenize(pipeline: Any) -> Tokenize:
-    """The pipeline's own tokenizer behind our rule for over-long text: an error, where it would cut."""
+def _spelled_out(pipeline: Any, tokenizer: Any, texts: list[str]) -> list[str]:
+    """Texts with textual inversions of several vectors as as many tokens."""
+    return pipeline.maybe_convert_prompt(texts, tokenizer) if hasattr(pipeline, "maybe_convert_prompt") else texts
+
+
+def _pipeline_ids(pipeline: Any) -> Callable[[str], list[int]]:
+    def ids(text: str) -> list[int]:
+        texts = _spelled_out(pipeline, pipeline.tokenizer, [text])
+        return pipeline.tokenizer(texts[0], add_special_tokens=False).input_ids
+
+    return ids
+
+
+def _pipeline_tokenize(pipeline: Any, tokenizer: Any) -> Tokenize:
+    """A tokenizer of the pipeline behind our rule for over-long text: an error, where it would cut."""
 
     def tokenize(phrases: Sequence[str]) -> list[list[int]]:
-        texts = list(phrases)
-        if hasattr(pipeline, "maybe_convert_prompt"):  # spells out textual inversions of several vectors
-            texts = pipeline.maybe_convert_prompt(texts, pipeline.tokenizer)
-        rows = pipeline.tokenizer(texts, padding="max_length", max_length=CONTEXT_LENGTH, truncation=False).input_ids
+        texts = _spelled_out(pipeline, tokenizer, list(phrases))
+        rows = tokenizer(texts, padding="max_length", max_length=CONTEXT_LENGTH, truncation=False).input_ids
         for phrase, row in zip(phrases, rows, strict=True):
             require_length(phrase, len(row) - 2)
         return rows
