@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from ldznet import tinyworld
+from ldznet.cli import main
 
 
 def ldznet(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -36,6 +37,15 @@ def test_segment_writes_a_mask_per_phrase(tmp_path: Path) -> None:
         assert mask.size == (101, 77)
 
 
+def ended(arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, folder: Path) -> int:
+    """Runs the command line in this process; its exit code."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["ldznet", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return int(end.value.code or 0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -43,17 +53,31 @@ def test_segment_writes_a_mask_per_phrase(tmp_path: Path) -> None:
         (("info", "no.safetensors"), "does not exist"),
         (("convert", "no.ckpt", "head.safetensors"), "no.ckpt"),
         (("segment",), "Missing argument"),
+        (("train", "unet"), "Expected a stage of vae, ldm"),
+        (("train", "vae", "--data", "nowhere"), "Expected index.jsonl in nowhere"),
+        (("evaluate", "everything"), "Expected tiny, resolution, timestep or gates"),
+        (("evaluate", "tiny", "--head", "no.safetensors"), "does not exist"),
+        (("evaluate", "gates", "--weights", "nowhere"), "Expected weights of the tiny world"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_wrong_input_exits_2_with_one_clear_line(arguments: tuple[str, ...], says: str, tmp_path: Path) -> None:
-    done = ldznet(*arguments, cwd=tmp_path)
-    assert done.returncode == 2
-    assert says in done.stderr
-    assert "Traceback" not in done.stderr
-    assert list(tmp_path.iterdir()) == []
+def test_wrong_input_exits_2_with_one_clear_line(
+    arguments: tuple[str, ...],
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    assert ended(arguments, monkeypatch, tmp_path) == 2
+    complaint = capsys.readouterr().err
+    assert says in complaint
+    assert "Traceback" not in complaint
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-@pytest.mark.parametrize("command", ["demo", "segment", "generate", "convert", "info"])
-def test_help_shows_an_example(command: str, tmp_path: Path) -> None:
-    assert "Example" in ldznet(command, "--help", cwd=tmp_path).stdout
+@pytest.mark.parametrize("command", ["demo", "segment", "generate", "convert", "info", "train", "evaluate"])
+def test_help_shows_an_example(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert ended((command, "--help"), monkeypatch, tmp_path) == 0
+    assert "Example" in capsys.readouterr().out
