@@ -14,14 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .contracts import Host, JointSegmenter
+from .config import HeadConfig
+from .contracts import Host, JointSegmenter, Taps
 from .errors import HostError, InputError
 from .images import require_finite, resize, to_pixels
 from .models import LDZNet
 from .phrases import Phrase, fill
 from .schedule import seeded_noise
 from .segmentation import Segmentation
-from .shapes import PIXELS_PER_LATENT, Float, Size, fit_area, round_to_multiple
+from .shapes import PIXELS_PER_LATENT, Float, Size, fit_area, round_to_multiple, tap_size
 
 RESOLUTIONS = ("head", "native")
 Progress = Callable[[int, int], None]
@@ -61,10 +62,12 @@ class Predictor:
             chunk,
             progress,
         )
-        self._check_fit()
+        if not isinstance(head, JointSegmenter):  # which was fitted above
+            require_fit(host, self.config)
         self._input: Tensor | None = None
         self._size: Size = (0, 0)
         self._latents: Tensor | None = None
+        self._captured: Taps | None = None
 
     def set_image(self, image: Any) -> None:
         """A PIL image, a uint8 array h w 3, or a float tensor b 3 h w in [-1, 1]. Encodes it, once."""
@@ -73,11 +76,13 @@ class Predictor:
         pixels = resize(pixels, self._network_size(self._size)).clamp(-1, 1).to(self.host.device)
         needs_latents = bool(self.config.tap_specs) or not self.config.takes_pixels
         self._latents = self.host.encode_image(pixels.to(self.host.dtype)).float() if needs_latents else None
-        self._input = pixels if self.config.takes_pixels else self._latents
+        self._input, self._captured = pixels if self.config.takes_pixels else self._latents, None
 
-    def set_latents(self, latents: Float[Tensor, "b 4 h w"], size: Size | None = None) -> None:
+    def set_latents(
+        self, latents: Float[Tensor, "b 4 h w"], size: Size | None = None, taps: Taps | None = None
+    ) -> None:
         """Model-space latents, as a generator made them; the VAE is not touched. `size` is the image's (height, width),
-        8 times the latents' if None."""
+        8 times the latents' if None. `taps`, captured while these latents were made, spare `predict` the UNet."""
         if self.config.takes_pixels:
             raise InputError("Expected an image: this head (RGBNet) reads pixels, not latents. Call set_image.")
         channels = self.config.in_channels
@@ -89,7 +94,7 @@ class Predictor:
         self._size = size or full
         height, width = self._network_size(full) if self.resolution == "head" else full
         self._latents = resize(latents, (height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)).to(self.host.device)
-        self._input = self._latents
+        self._input, self._captured = self._latents, taps
 
     @torch.no_grad()
     def predict(self, phrases: Sequence[str]) -> Segmentation:
@@ -176,8 +181,16 @@ class Predictor:
         blocks = list(self.config.tap_specs)
         if not blocks:
             return {}
+        if self._captured is not None:
+            return {block: self._fitted(self._captured[block], block)[images] for block in blocks}
         noisy, timesteps = self._noisy(images, member)
         return dict(self.host.extract(noisy, timesteps, context, blocks))
+
+    def _fitted(self, tap: Tensor, block: str) -> Tensor:
+        """A captured tap at the size that the latents as set would give it."""
+        assert self._latents is not None
+        height, width = self._latents.shape[2:]
+        return resize(tap, tap_size((height, width), self.config.tap_specs[block].stride))
 
     def _noisy(self, images: Tensor, member: int) -> tuple[Tensor, Tensor]:
         """The latents of some images at a member's t, and that t for each."""
@@ -200,20 +213,18 @@ class Predictor:
         height, width = self.config.latent_grid
         return fit_area(size, height * width * PIXELS_PER_LATENT**2, self.config.size_multiple)
 
-    def _check_fit(self) -> None:
-        if isinstance(self.head, JointSegmenter):
-            return  # it was fitted
-        expected = self.config.unet.context_dim
-        if self.host.context_dim != expected:
-            raise HostError(
-                f"Expected a host of context width {expected}, which this head was trained on, got "
-                f"{self.host.context_dim}. Load the model that the head belongs to, or another head."
-            )
-        for block, spec in self.config.tap_specs.items():
-            if self.host.specs.get(block) != spec:
-                raise HostError(
-                    f"Expected a host with {spec}, got {self.host.specs.get(block)}. Load the head's model."
-                )
+
+def require_fit(host: Host, config: HeadConfig) -> None:
+    """Raises HostError that names the width or the block in which `host` is not what a head was trained on."""
+    expected = config.unet.context_dim
+    if host.context_dim != expected:
+        raise HostError(
+            f"Expected a host of context width {expected}, which this head was trained on, got "
+            f"{host.context_dim}. Load the model that the head belongs to, or another head."
+        )
+    for block, spec in config.tap_specs.items():
+        if host.specs.get(block) != spec:
+            raise HostError(f"Expected a host with {spec}, got {host.specs.get(block)}. Load the head's model.")
 
 
 def score_of(logits: Float[Tensor, "n h w"]) -> Float[Tensor, " n"]:

@@ -22,6 +22,7 @@ NODES: dict[str, str] = {  # node id → module and class
     "LDZNetTinyWorld": "tinyworld.TinyWorld",
     "LDZNetInnerSegment": "segment.InnerSegment",
     "LDZNetInnerMasks": "segment.InnerMasks",
+    "LDZNetInnerCaptured": "capture.InnerCaptured",
 }
 
 

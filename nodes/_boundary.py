@@ -29,6 +29,7 @@ class Segmented:
     result: Segmentation
     size: Size
     offset: Size = (0, 0)
+    notes: tuple[str, ...] = ()  # lines for the report
 
     def probabilities(self) -> Float[Tensor, "b p h w"]:
         """At the picture's size; the frame's outermost pixels stand for what was cut off."""

@@ -137,7 +137,11 @@ class InnerSegment(io.ComfyNode):
             description="What Segment by Text expands to. Use that node.",
             is_dev_only=True,
             inputs=[*model_inputs(), text_input(), *setting_inputs(), *picture_inputs()],
-            outputs=[SegmentationType.Output("segmentation", display_name="segmentation", tooltip="Soft maps.")],
+            outputs=[
+                SegmentationType.Output(
+                    "segmentation", display_name="segmentation", tooltip="The soft maps and scores of every phrase."
+                )
+            ],
         )
 
     @classmethod
@@ -173,7 +177,7 @@ class InnerSegment(io.ComfyNode):
                 size = (image.shape[1], image.shape[2])
         with socket("text"):
             result = predictor.predict(read_phrases(text))
-        return io.NodeOutput(Segmented(_moved(result, comfyui.outputs_device()), size, offset))
+        return io.NodeOutput(Segmented(at_rest(result, comfyui.outputs_device()), size, offset))
 
 
 class InnerMasks(io.ComfyNode):
@@ -189,7 +193,10 @@ class InnerMasks(io.ComfyNode):
             description="What Segment by Text expands to. Use that node, or Mask from Segmentation.",
             is_dev_only=True,
             is_input_list=True,
-            inputs=[SegmentationType.Input("segmentation", tooltip="Soft maps."), threshold_input()],
+            inputs=[
+                SegmentationType.Input("segmentation", tooltip="The soft maps and scores of every phrase."),
+                threshold_input(),
+            ],
             outputs=[
                 io.Mask.Output("mask", display_name="mask", tooltip="All phrases together."),
                 MasksType.Output("masks", display_name="masks", tooltip="One per phrase, as one value."),
@@ -208,8 +215,8 @@ class InnerMasks(io.ComfyNode):
             )
         masks = segmentation[0].masks(threshold[0])
         each = [mask_of(masks[:, i]) for i in range(masks.shape[1])]
-        result = segmentation[0].result
-        return io.NodeOutput(mask_of(masks.amax(dim=1)), each, bool(result.found.any()), report(result, masks))
+        result, notes = segmentation[0].result, segmentation[0].notes
+        return io.NodeOutput(mask_of(masks.amax(dim=1)), each, bool(result.found.any()), report(result, masks, notes))
 
 
 def expanded(inner: str, inputs: dict[str, Any], threshold: float) -> Any:
@@ -241,7 +248,8 @@ def report(result: Segmentation, masks: Float[Tensor, "b p h w"], notes: Sequenc
     return "\n".join([*lines, *notes])
 
 
-def _moved(result: Segmentation, device: Any) -> Segmentation:
+def at_rest(result: Segmentation, device: Any) -> Segmentation:
+    """`result` on `device`, where outputs wait."""
     deviation = None if result.deviation is None else result.deviation.to(device)
     return dataclasses.replace(
         result, logits=result.logits.to(device), scores=result.scores.to(device), deviation=deviation

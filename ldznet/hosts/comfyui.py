@@ -21,11 +21,13 @@ import comfy.supported_models_base
 import comfy.utils
 import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
+from comfy.patcher_extension import WrappersMP
 from comfy_execution.graph_utils import GraphBuilder
+from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
 from ..checkpoints import load_head
-from ..clip_bpe import Tokenizer, require_length
+from ..clip_bpe import require_length
 from ..config import HeadConfig
 from ..contracts import Block, Taps, TapSpec
 from ..errors import HostError
@@ -33,27 +35,27 @@ from ..models import LDZNet
 from ..shapes import Float, Int
 from ..taps import extract_taps, spatial_transformers
 from ..tinyworld import world
-from ..tinyworld.text import TextConfig
 from ..tinyworld.vae import TinyVAE
+from . import comfyui_tiny as parts
+from .capturing import Capture, calling_into, sampling_into
 
-__all__ = ["ComfyHost", "GraphBuilder", "Head", "Progress", "RunningHead", "model_space", "open_head", "tiny_models"]
+__all__ = [
+    "ComfyHost",
+    "GraphBuilder",
+    "Head",
+    "Progress",
+    "RunningHead",
+    "capturing",
+    "model_space",
+    "open_head",
+    "tiny_models",
+]
 
 OTHER_WIDTHS = {1024: "SD 2.x", 1280: "SDXL's refiner", 2048: "SDXL"}  # of the context; SD 1.x's is 768
 BRACKET = re.compile(r"(?<!\\)([()])")  # ComfyUI reads bare brackets as weights
+CAPTURE_KEY = "ldznet_capture"
 OVERHEAD = 1.5  # of the host's own estimate of a pass, as its samplers allow for
 
-SHELL = {  # the smallest first stage that ComfyUI's VAE builds itself; the tiny one takes its place
-    "double_z": True,
-    "z_channels": 4,
-    "resolution": 32,
-    "in_channels": 3,
-    "out_ch": 3,
-    "ch": 32,
-    "ch_mult": [1],
-    "num_res_blocks": 1,
-    "attn_resolutions": [],
-    "dropout": 0.0,
-}
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]  # a head's, best first
 
 
@@ -222,6 +224,24 @@ def tap_specs(unet: Any) -> dict[str, TapSpec]:
     return {name: TapSpec(name, m.in_channels, 2 ** level(Block.parse(name))) for name, m in modules.items()}
 
 
+def capturing(model: Any, blocks: Sequence[str], timestep: int) -> tuple[Any, Capture]:
+    """A clone of `model` whose samplers leave their taps of `blocks`, at the step nearest `timestep`, in a Capture.
+
+    The pictures stay the same to the bit.
+    """
+    capture = Capture(model, blocks, timestep)
+    clone = model.clone()
+    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, CAPTURE_KEY, sampling_into(capture, _executing_node))
+    clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, CAPTURE_KEY, calling_into(capture))
+    return clone, capture
+
+
+def _executing_node() -> Any:
+    """The id of the node that ComfyUI is executing: what makes a sampler's runs its own. None where it cannot tell."""
+    context = get_executing_context()
+    return None if context is None else (context.node_id, context.list_index)
+
+
 def tiny_models() -> tuple[Any, Any, Any]:
     """MODEL, CLIP and VAE of the embedded tiny world: ComfyUI's own classes around its weights."""
     models = world.load(dtype=torch.float32)
@@ -232,28 +252,8 @@ class _TinySD15(comfy.supported_models.SD15):
     """SD 1.5 at the tiny world's widths."""
 
     def __init__(self) -> None:
-        tiny = world.UNET
         super().__init__({})
-        self.unet_config = {
-            "image_size": 32,
-            "in_channels": tiny.in_channels,
-            "out_channels": tiny.out_channels,
-            "model_channels": tiny.model_channels,
-            "num_res_blocks": [tiny.num_res_blocks] * len(tiny.channel_mult),
-            "channel_mult": list(tiny.channel_mult),
-            "num_heads": tiny.num_heads,
-            "num_head_channels": -1,
-            "use_spatial_transformer": True,
-            "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
-            "transformer_depth_middle": 1,
-            "transformer_depth_output": [1] * 9 + [0] * 3,
-            "context_dim": tiny.context_dim,
-            "legacy": False,
-            "use_linear_in_transformer": False,
-            "adm_in_channels": None,
-            "use_temporal_attention": False,
-            "num_classes": None,
-        }
+        self.unet_config = parts.unet_config()
         self.set_inference_dtype(torch.float32, None)
 
 
@@ -268,34 +268,10 @@ def _tiny_clip(models: world.Models) -> Any:
     encoder = functools.partial(comfy.sd1_clip.SD1ClipModel, clip_model=_TinyTextEncoder)
     target = comfy.supported_models_base.ClipTarget(tokenizer, encoder)
     clip = comfy.sd.CLIP(target, model_options={"dtype": torch.float32})
-    state = dict(models.text.state_dict())
-    table = state["text_model.embeddings.token_embedding.weight"]
     transformer = clip.cond_stage_model.clip_l.transformer
-    rows = transformer.get_input_embeddings().weight.shape[0]  # 49,408 whatever the vocabulary
-    padded = torch.cat([table, table.new_zeros(rows - len(table), table.shape[1])])
-    state["text_model.embeddings.token_embedding.weight"] = padded
-    state["text_projection.weight"] = torch.eye(table.shape[1])
-    transformer.load_state_dict(state)
+    rows = transformer.get_input_embeddings().weight.shape[0]
+    transformer.load_state_dict(parts.text_state(models.text, rows))
     return clip
-
-
-class _Words:
-    """The tiny vocabulary, with as much of transformers' CLIPTokenizer as ComfyUI's prompt parser calls."""
-
-    def __init__(self, words: Tokenizer) -> None:
-        self._words = words
-
-    @classmethod
-    def from_pretrained(cls, path: str, **_: Any) -> _Words:
-        """The embedded vocabulary, whatever `path`."""
-        return cls(world.tokenizer())
-
-    def __call__(self, text: str) -> dict[str, list[int]]:
-        return {"input_ids": [self._words.start, *self._words.ids(text), self._words.end]}
-
-    def get_vocab(self) -> dict[str, int]:
-        """Ids by symbol."""
-        return dict(self._words.vocabulary)
 
 
 class _TinyTokenizer(comfy.sd1_clip.SDTokenizer):
@@ -303,7 +279,7 @@ class _TinyTokenizer(comfy.sd1_clip.SDTokenizer):
 
     def __init__(self, embedding_directory: Any = None, tokenizer_data: Any = None) -> None:
         width = world.UNET.context_dim
-        super().__init__("", embedding_directory=embedding_directory, embedding_size=width, tokenizer_class=_Words)
+        super().__init__("", embedding_directory=embedding_directory, embedding_size=width, tokenizer_class=parts.Words)
 
 
 class _TinyTextEncoder(comfy.sd1_clip.SDClipModel):
@@ -311,11 +287,10 @@ class _TinyTextEncoder(comfy.sd1_clip.SDClipModel):
 
     def __init__(self, device: Any = "cpu", dtype: Any = None, model_options: Any = None) -> None:
         words = world.tokenizer()
-        sizes = TextConfig(len(words.vocabulary))
         super().__init__(
             device=device,
             dtype=dtype,
-            textmodel_json_config={**vars(sizes), "hidden_act": "quick_gelu", "eos_token_id": words.end},
+            textmodel_json_config=parts.text_config(),
             special_tokens={"start": words.start, "end": words.end, "pad": words.end},
             return_projected_pooled=False,
             model_options=model_options or {},
@@ -326,28 +301,12 @@ class _TinyComfyVAE(comfy.sd.VAE):
     """ComfyUI's VAE, everything but its first stage, around the tiny world's."""
 
     def __init__(self, vae: TinyVAE) -> None:
-        config = {"params": {"ddconfig": SHELL, "embed_dim": 4}}
+        config = {"params": {"ddconfig": parts.SHELL, "embed_dim": 4}}
         super().__init__(sd=AutoencoderKL(**config["params"]).state_dict(), config=config, dtype=torch.float32)
-        self.first_stage_model = _FirstStage(vae)
+        self.first_stage_model = parts.FirstStage(vae)
         self.patcher = _patcher(self.first_stage_model, self.device, memory.vae_offload_device())
         self.size = None
         self.model_size()
-
-
-class _FirstStage(torch.nn.Module):
-    """The tiny VAE under the two calls of ComfyUI's: latents are before the scale factor."""
-
-    def __init__(self, vae: TinyVAE) -> None:
-        super().__init__()
-        self.vae = vae
-
-    def encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 4 h/8 w/8"]:
-        """The posterior's mode for pixels in [-1, 1]."""
-        return self.vae.moments(pixels)[0]
-
-    def decode(self, latents: Float[Tensor, "b 4 h w"], **_: Any) -> Float[Tensor, "b 3 8*h 8*w"]:
-        """Pixels, about [-1, 1]."""
-        return self.vae.decoder(latents)
 
 
 def _patcher(module: Any, device: Any = None, offload: Any = None) -> Any:

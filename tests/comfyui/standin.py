@@ -1,0 +1,69 @@
+"""As much of comfy_api.latest as schemas need, so that the registry of nodes is tested without a host.
+
+`object_info(node)` is what ComfyUI's /object_info says of it; test_host.py holds the two against each other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import sys
+import types
+from typing import Any
+
+RENAMED = {"dynamic_prompts": "dynamicPrompts"}
+DEFAULTS = {"STRING": {"multiline": False}, "COMBO": {"multiselect": False}}
+
+
+class _Part:
+    def __init__(self, id: str, display_name: str | None = None, **fields: Any) -> None:
+        self.id, self.display_name, self.fields = id, display_name, fields
+
+
+class _Type:
+    def __init__(self, io_type: str) -> None:
+        self.Input = type("Input", (_Part,), {"io_type": io_type})
+        self.Output = type("Output", (_Part,), {"io_type": io_type})
+
+
+FLAGS = ["is_output_node", "is_input_list", "is_dev_only", "enable_expand"]
+FIELDS = ["node_id", "display_name", "category", "description", "inputs", "outputs", "hidden", "search_aliases", *FLAGS]
+Schema: Any = dataclasses.make_dataclass("Schema", [(name, Any, None) for name in FIELDS])
+
+
+class ComfyNode:
+    @classmethod
+    def GET_SCHEMA(cls) -> Schema:
+        return cls.define_schema()
+
+
+def object_info(node: type) -> dict[str, Any]:
+    """Ids, inputs in order with types, defaults and ranges, outputs with types, names and list flags."""
+    schema = node.GET_SCHEMA()
+    inputs: dict[str, dict[str, Any]] = {"required": {}}
+    for part in schema.inputs:
+        fields = {RENAMED.get(name, name): value for name, value in part.fields.items()}
+        extra, optional = fields.pop("extra_dict", None) or {}, fields.pop("optional", False)
+        options = {**DEFAULTS.get(part.io_type, {}), **fields, **extra}
+        inputs.setdefault("optional" if optional else "required", {})[part.id] = [part.io_type, options]
+    outputs = {
+        "output": [part.io_type for part in schema.outputs],
+        "output_name": [part.display_name for part in schema.outputs],
+        "output_is_list": [part.fields.get("is_output_list", False) for part in schema.outputs],
+        "output_tooltips": [part.fields["tooltip"] for part in schema.outputs],
+    }
+    return {"name": schema.node_id, "input": inputs, **outputs}
+
+
+def install() -> None:
+    """Puts the stand-in, and an empty folder_paths, where a host would have its own."""
+    basic, shown = ["String", "Int", "Float", "Boolean", "Combo"], ["Latent", "Image", "Mask", "Conditioning", "SEGS"]
+    io = types.SimpleNamespace(**{kind: _Type(kind.upper()) for kind in ["Model", "Clip", "Vae", *basic, *shown]})
+    io.BoundingBox, io.Custom, io.Schema, io.ComfyNode = _Type("BOUNDING_BOX"), _Type, Schema, ComfyNode
+    io.Hidden, io.NodeOutput = enum.Enum("Hidden", ["prompt", "extra_pnginfo"]), tuple
+    latest = types.ModuleType("comfy_api.latest")
+    latest.io, latest.ui, latest.ComfyExtension = io, types.SimpleNamespace(), object
+    paths = types.ModuleType("folder_paths")
+    paths.models_dir, paths.get_filename_list = "models", lambda folder: ["a.safetensors", "notes.txt"]
+    paths.add_model_folder_path = lambda name, path: None
+    sys.modules.update({"comfy_api": types.ModuleType("comfy_api"), "comfy_api.latest": latest, "folder_paths": paths})

@@ -1,0 +1,63 @@
+"""Writes what follows from the schemas: locales/en/nodeDefs.json, and new names into tests/nodes/registry.json.
+
+    python tests/comfyui/write_texts.py
+
+Run it after adding a node, an input or an output; the tests over the registry say when.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import standin
+
+ROOT = Path(__file__).parents[2]
+LOCALE, REGISTRY = ROOT / "locales/en/nodeDefs.json", ROOT / "tests/nodes/registry.json"
+
+
+def working_nodes() -> list[Any]:
+    """The nodes, over the stand-in."""
+    standin.install()
+    spec = importlib.util.spec_from_file_location(
+        "a_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
+    assert spec is not None
+    sys.modules["a_pack"] = importlib.util.module_from_spec(spec)
+    return importlib.import_module("a_pack.nodes").working_nodes()
+
+
+def texts_of(node: Any) -> dict[str, Any]:
+    """As ComfyUI's page reads them."""
+    schema, info = node.GET_SCHEMA(), standin.object_info(node)
+    inputs = {**info["input"]["required"], **info["input"].get("optional", {})}
+    outputs = zip(info["output_name"], info["output_tooltips"], strict=True)
+    return {
+        "display_name": schema.display_name,
+        "description": schema.description,
+        "inputs": {name: {"name": name, "tooltip": options["tooltip"]} for name, (_, options) in inputs.items()},
+        "outputs": {str(i): {"name": name, "tooltip": tooltip} for i, (name, tooltip) in enumerate(outputs)},
+    }
+
+
+def names_of(node: Any) -> dict[str, list[str]]:
+    """Inputs and outputs in order."""
+    info = standin.object_info(node)
+    optional = list(info["input"].get("optional", {}))
+    return {"required": list(info["input"]["required"]), "optional": optional, "outputs": info["output_name"]}
+
+
+def write(path: Path, content: Any) -> None:
+    """As JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    nodes = {node.GET_SCHEMA().node_id: node for node in working_nodes()}
+    write(LOCALE, {node_id: texts_of(node) for node_id, node in nodes.items()})
+    write(REGISTRY, {node_id: names_of(node) for node_id, node in nodes.items()})
