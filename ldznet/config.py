@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from .contracts import TapSpec
 from .errors import CheckpointError
@@ -109,7 +109,27 @@ class HeadConfig:
             fields: dict[str, Any] = json.loads(text)
             for name in ("unet", "host_unet"):
                 if name in fields:
-                    fields[name] = UNetConfig(**fields[name])
-            return cls(**fields)
-        except (TypeError, ValueError) as error:
+                    fields[name] = _typed(UNetConfig(**fields[name]))
+            return _typed(cls(**fields))
+        except (TypeError, ValueError, RecursionError) as error:
             raise CheckpointError(f"Expected the configuration of an LD-ZNet head as JSON, got: {error}.") from error
+
+
+Config = TypeVar("Config", UNetConfig, HeadConfig)
+
+
+def _typed(config: Config) -> Config:
+    """`config`, unless a field is not of the type that its class gives it: TypeError that names the first."""
+    for name, kind in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if not _is(value, kind):
+            raise TypeError(f"{name} {value!r}, where {kind} was expected")
+    return config
+
+
+def _is(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is tuple:
+        kinds = get_args(kind)
+        kinds = kinds[:1] * len(value) if kinds[-1] is ... else kinds
+        return len(value) == len(kinds) and all(map(_is, value, kinds))
+    return type(value) is kind or (kind is float and type(value) is int)

@@ -75,4 +75,6 @@ class Segmentation:
             )
         if maps.shape[2:] == torch.Size(self.size):
             return maps.float()
+        if not phrases:
+            return maps.new_zeros((images, 0, *self.size), dtype=torch.float32)
         return F.interpolate(maps.float(), size=self.size, mode="bilinear", align_corners=False, antialias=True)

@@ -38,13 +38,16 @@ def round_to_multiple(length: float, multiple: int) -> int:
 def fit_area(size: Size, area: float, multiple: int) -> Size:
     """The size of about `area` pixels with the aspect of `size`, each side the nearest multiple of `multiple`.
 
-    The published code floors the sides, which turns 1000 x 999 into 384 x 320; rounding keeps it square.
+    The published code floors the sides, which turns 1000 x 999 into 384 x 320; rounding keeps it square. Where one side
+    would be less than `multiple`, it is that, and the other is cut to keep the area.
     """
     height, width = size
     if height < 1 or width < 1:
         raise InputError(f"Expected a size of at least 1 x 1, got {height} x {width}. Give an image with pixels in it.")
     scale = math.sqrt(area / (height * width))
-    return round_to_multiple(height * scale, multiple), round_to_multiple(width * scale, multiple)
+    longest = max(area / multiple, multiple)
+    height, width = (round_to_multiple(min(side * scale, longest), multiple) for side in size)
+    return height, width
 
 
 def tap_size(latent_size: Size, stride: int) -> Size:

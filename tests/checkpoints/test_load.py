@@ -108,7 +108,7 @@ def test_embedded_names_resolve(path: Path, monkeypatch, tmp_path: Path) -> None
     assert set(load.EMBEDDED) == {"tiny", "tiny-znet"}
     monkeypatch.setitem(load.EMBEDDED, "tiny", path)
     assert load_head("tiny").head_config == SMALL
-    with pytest.raises(CheckpointError, match="one of tiny, tiny-znet, got tinny, which does not exist"):
+    with pytest.raises(CheckpointError, match="one of attention, tiny, tiny-znet, got tinny, which does not exist"):
         load_head("tinny")
 
 
@@ -162,7 +162,13 @@ BAD_METADATA = [
     ({"ldznet_format": "1", "config": "{"}, "configuration of an LD-ZNet head as JSON"),
     ({"ldznet_format": "1", "config": '{"colour": 3}'}, "colour"),
     ({"ldznet_format": "1", "config": '{"network": "sdxl"}'}, 'rgbnet, znet, ldznet, got "sdxl"'),
-    ({"ldznet_format": "1", "config": '{"network": ["a"]}'}, "cannot be built"),
+    ({"ldznet_format": "1", "config": '{"network": ["a"]}'}, "network"),
+    ({"ldznet_format": "1", "config": '{"timestep": "400"}'}, "timestep '400', where"),
+    ({"ldznet_format": "1", "config": '{"latent_grid": [48]}'}, "latent_grid"),
+    ({"ldznet_format": "1", "config": '{"has_presence": 1}'}, "has_presence"),
+    ({"ldznet_format": "1", "config": '{"unet": {"num_heads": 8.0}}'}, "num_heads"),
+    ({"ldznet_format": "1", "config": '{"blocks": "input.8"}'}, "input.8|cannot be built"),
+    ({"ldznet_format": "1", "config": "[" * 100_000}, "configuration of an LD-ZNet head as JSON"),
     ({"ldznet_format": "1", "config": '{"blocks": ["input.99"]}'}, "cannot be built"),
     ({"ldznet_format": "1", "config": '{"unet": {"model_channels": 33}}'}, "cannot be built"),
 ]

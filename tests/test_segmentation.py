@@ -1,0 +1,87 @@
+"""What holds for every segmentation: ranges, what is not found, thresholds, selection."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ldznet import Segmentation
+from ldznet.errors import InputError
+
+THRESHOLDS = st.floats(0, 1)
+
+
+@st.composite
+def segmentations(draw: st.DrawFn) -> Segmentation:
+    """Random logits, some of them huge, at a random network size; any dtype, with and without an ensemble."""
+    images, phrases, height, width = (draw(st.integers(1, most)) for most in (2, 4, 6, 6))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    scale = draw(st.sampled_from([1e-3, 1.0, 30.0, 1e4]))
+    logits = scale * torch.randn(images, phrases, height, width, generator=generator)
+    deviation = 0.5 * torch.rand(logits.shape, generator=generator) if draw(st.booleans()) else None
+    return Segmentation(
+        logits=logits.to(draw(st.sampled_from([torch.float32, torch.float16, torch.bfloat16]))),
+        phrases=tuple(f"phrase {i}" for i in range(phrases)),
+        size=(draw(st.integers(1, 20)), draw(st.integers(1, 20))),
+        scores=torch.rand(images, phrases, generator=generator),
+        found_threshold=draw(st.floats(0, 1)),
+        deviation=deviation,
+    )
+
+
+@settings(deadline=None)
+@given(result=segmentations())
+def test_probabilities_are_probabilities_at_the_image_s_size(result: Segmentation) -> None:
+    probabilities = result.probabilities
+    assert probabilities.shape == (*result.logits.shape[:2], *result.size)
+    assert probabilities.dtype == torch.float32
+    assert ((probabilities >= 0) & (probabilities <= 1)).all()
+    if result.spread is not None:
+        assert result.spread.shape == probabilities.shape
+        assert (result.spread >= 0).all()
+
+
+@settings(deadline=None)
+@given(result=segmentations(), threshold=THRESHOLDS)
+def test_masks_are_false_where_nothing_is_found(result: Segmentation, threshold: float) -> None:
+    masks = result.masks(threshold)
+    assert masks.dtype == torch.bool
+    assert not masks[~result.found].any()
+    assert torch.equal(masks[result.found], (result.probabilities > threshold)[result.found])
+
+
+@settings(deadline=None)
+@given(result=segmentations(), thresholds=st.tuples(THRESHOLDS, THRESHOLDS))
+def test_a_higher_threshold_never_adds_a_pixel(result: Segmentation, thresholds: tuple[float, float]) -> None:
+    low, high = sorted(thresholds)
+    assert not (result.masks(high) & ~result.masks(low)).any()
+    assert not result.masks(1.0).any()
+
+
+@settings(deadline=None)
+@given(result=segmentations(), data=st.data())
+def test_selecting_is_indexing(result: Segmentation, data: st.DataObject) -> None:
+    count = len(result.phrases)
+    some = data.draw(st.lists(st.integers(-count, count - 1)) | st.slices(count))
+    rows = list(range(count))[some] if isinstance(some, slice) else some
+    chosen = result.select(some)
+    assert chosen.phrases == tuple(result.phrases[i] for i in rows)
+    torch.testing.assert_close(chosen.probabilities, result.probabilities[:, rows])
+    assert torch.equal(chosen.found, result.found[:, rows])
+    if result.spread is not None:
+        torch.testing.assert_close(chosen.spread, result.spread[:, rows])
+
+
+@pytest.mark.parametrize("size", [(8, 8), (5, 13), (64, 3)])
+def test_an_even_map_stays_even_at_any_size(size: tuple[int, int]) -> None:
+    result = Segmentation(torch.full((1, 1, 8, 8), 2.0), ("a",), size, torch.ones(1, 1))
+    torch.testing.assert_close(result.probabilities, torch.tensor(2.0).sigmoid().expand(1, 1, *size))
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
+def test_a_threshold_is_a_probability(threshold: float) -> None:
+    result = Segmentation(torch.zeros(1, 1, 2, 2), ("a",), (2, 2), torch.ones(1, 1))
+    with pytest.raises(InputError, match="between 0 and 1"):
+        result.masks(threshold)
