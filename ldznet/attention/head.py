@@ -7,13 +7,13 @@ Keeps `contracts.JointSegmenter`; the recipe is iSeg's propagation with GoCA's p
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..contracts import AttentionHost, Conditioning, Host
+from ..contracts import AttentionHost, Conditioning, Host, TapSpec
 from ..errors import HostError, InputError
 from ..shapes import Float, Int, Size, tap_size
 from .config import SD, AttentionConfig, blocks_at, config_for, require_readable
@@ -73,17 +73,23 @@ def read_prompt(
     config: AttentionConfig,
 ) -> Found:
     """One pass for all phrases of `prompt`: the recipe of method.md section 7, steps 2 to 5."""
-    attention = attend(host, latents, timesteps, prompt, config)
-    size = _grid(host, latents, config)
-    coarse, fine = (blocks_at(places, host.specs) for places in (config.coarse, config.fine))
+    size = (latents.shape[2], latents.shape[3])
+    return found_in(attend(host, latents, timesteps, prompt, config), prompt, config, host.specs, size)
+
+
+def found_in(
+    attention: Attention, prompt: Prompt, config: AttentionConfig, specs: Mapping[str, TapSpec], latent_size: Size
+) -> Found:
+    """Where the phrases of `prompt` are, by attention that was read over latents of `latent_size`, in whatever pass."""
+    size = grid_of(config, specs, latent_size)
+    coarse, fine = (blocks_at(places, specs) for places in (config.coarse, config.fine))
     levels = ((coarse, config.weights[0]), (fine, config.weights[1]))
     groups = (*prompt.phrase_tokens, *prompt.background_tokens)
-    content = sorted({token for group in groups for token in group})
     tokens = token_maps(attention.cross, levels, size)
     maps = group_means(tokens, groups)
     if config.per_pixel:
-        maps = shares(maps, tokens[:, content])
-    links = sharpened(_mean(attention), config.sharpening)
+        maps = shares(maps, tokens[:, sorted({token for group in groups for token in group})])
+    links = sharpened(torch.stack(list(attention.selves.values())).mean(dim=0), config.sharpening)
     filled = propagated(maps, links, config.steps, stretch=False)
     bare = group_means(token_maps(attention.cross, levels, size, normalised=False), groups)
     p = len(prompt.phrases)
@@ -100,7 +106,7 @@ def attend(
 ) -> Attention:
     """The attention of one conditional pass with `prompt`, the rows of its phrases' tokens rescaled."""
     size = (latents.shape[2], latents.shape[3])
-    positions = torch.Size(_grid(host, latents, config)).numel()
+    positions = torch.Size(grid_of(config, host.specs, size)).numel()
     if positions > config.most_positions:
         raise InputError(
             f"Expected at most {config.most_positions} positions of self-attention, got {positions}. "
@@ -139,11 +145,6 @@ def logits_of(found: Found, config: AttentionConfig) -> Float[Tensor, "b p h w"]
     return config.steepness * (filled - rival) / most
 
 
-def _grid(host: Host, latents: Tensor, config: AttentionConfig) -> Size:
+def grid_of(config: AttentionConfig, specs: Mapping[str, TapSpec], latent_size: Size) -> Size:
     """The size at which maps are propagated: that of the self-attention."""
-    stride = host.specs[blocks_at(config.selves, host.specs)[0]].stride
-    return tap_size((latents.shape[2], latents.shape[3]), stride)
-
-
-def _mean(attention: Attention) -> Tensor:
-    return torch.stack(list(attention.selves.values())).mean(dim=0)
+    return tap_size(latent_size, specs[blocks_at(config.selves, specs)[0]].stride)

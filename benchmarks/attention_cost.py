@@ -1,0 +1,154 @@
+"""What the training-free head costs at full size: one phrase, eight phrases, against one sampling step. Random weights.
+
+    python benchmarks/attention_cost.py --model sd1 --size 512 --pairs 3
+    python benchmarks/attention_cost.py --model sdxl --size 1024 --device cuda --dtype float16
+
+Each round runs all three, in an order that alternates. A sampling step is one UNet pass over a batch of two (with and
+without the prompt). Text encoder and VAE are left out of all of them. Time does not depend on the weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldznet.attention import AttentionHead
+from ldznet.clip_bpe import Tokenizer
+from ldznet.contracts import Conditioning, Observer, T
+from ldznet.hosts.hf_diffusers import tap_specs
+from ldznet.shapes import PIXELS_PER_LATENT
+
+MERGES = Path(__file__).parents[1] / "ldznet" / "hosts" / "sd1" / "clip_merges.txt.gz"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+PHRASES = ["the dog", "grass", "a red car", "the sky", "a wooden bench", "the woman", "a tree", "the old house"]
+MODELS: dict[str, dict[str, Any]] = {  # UNet2DConditionModel's arguments where they are not its defaults
+    "sd1": {"cross_attention_dim": 768, "attention_head_dim": 8},
+    "sdxl": {
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2, 10),
+        "attention_head_dim": (5, 10, 20),
+        "cross_attention_dim": 2048,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+        "use_linear_projection": True,
+    },
+}
+
+
+class BareHost:
+    """A UNet of random weights that shows its attention; texts are tokenized, and encoded as noise."""
+
+    def __init__(self, family: str, device: torch.device, dtype: torch.dtype) -> None:
+        from diffusers import UNet2DConditionModel
+
+        with torch.device("meta"):
+            unet = UNet2DConditionModel(**MODELS[family])
+        torch.nn.Module.to(unet, dtype=dtype)
+        self.unet: Any = unet.to_empty(device=device).eval().requires_grad_(False)
+        for parameter in self.unet.parameters():
+            parameter.normal_(std=0.02, generator=torch.Generator(device).manual_seed(0))
+        self.family, self.device, self.dtype = family, device, dtype
+        self.specs, self.context_dim = tap_specs(self.unet), MODELS[family]["cross_attention_dim"]
+        self.tokenize = Tokenizer.from_merges(MERGES).ids
+
+    def condition(self, prompts: Sequence[str]) -> Conditioning:
+        return Conditioning(self.noise(len(prompts), 77, self.context_dim))
+
+    def observe(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, observer: Observer[T]) -> T:
+        with observer(self.unet) as seen:
+            self.run(latents, timesteps, conditioning.context)
+        return seen
+
+    def run(self, latents: Tensor, timesteps: Tensor, context: Tensor) -> None:
+        extras = {}
+        if self.family == "sdxl":
+            times = torch.zeros(len(latents), 6, device=self.device, dtype=self.dtype)
+            extras = {"added_cond_kwargs": {"text_embeds": self.noise(len(latents), 1280), "time_ids": times}}
+        self.unet(latents, timesteps, context, return_dict=False, **extras)
+
+    def noise(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.device, self.dtype)
+
+    encode_image = decode_latents = encode_text = add_noise = extract = noise  # what a host has too; none is called
+
+
+def jobs(host: BareHost, side: int) -> dict[str, Callable[[], Any]]:
+    """What is timed, by name."""
+    head = AttentionHead().fitted_to(host)
+    latents, step = host.noise(1, 4, side, side), torch.tensor([100], device=host.device)
+    pair, context = latents.repeat(2, 1, 1, 1), host.noise(2, 77, host.context_dim)
+    return {
+        "one phrase": lambda: head.segment_together(host, latents, step, PHRASES[:1]),
+        "eight phrases": lambda: head.segment_together(host, latents, step, PHRASES),
+        "sampling step": lambda: host.run(pair, step.repeat(2), context),
+    }
+
+
+@torch.no_grad()
+def measure(host: BareHost, side: int, pairs: int) -> dict[str, list[float]]:
+    """Seconds of every job in every round, after a round that does not count."""
+    times: dict[str, list[float]] = {}
+    for number in range(-1, pairs):
+        for name, job in sorted(jobs(host, side).items(), reverse=bool(number % 2)):
+            start = time.perf_counter()
+            job()
+            if host.device.type == "cuda":
+                torch.cuda.synchronize(host.device)
+            if number >= 0:
+                times.setdefault(name, []).append(time.perf_counter() - start)
+    return times
+
+
+def peak(host: BareHost, side: int) -> dict[str, float]:
+    """GB above the weights at each job's peak (on cuda), or the process's highest so far, weights included."""
+    found = {}
+    for name, job in jobs(host, side).items():
+        if host.device.type == "cuda":
+            before = torch.cuda.memory_allocated(host.device)
+            torch.cuda.reset_peak_memory_stats(host.device)
+            with torch.no_grad():
+                job()
+            found[name] = (torch.cuda.max_memory_allocated(host.device) - before) / 1024**3
+    return found or {"whole process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time and memory of the training-free head.")
+    parser.add_argument("--model", choices=MODELS, default="sd1")
+    parser.add_argument("--size", type=int, default=512, help="side of the image in pixels (default: 512)")
+    parser.add_argument("--pairs", type=int, default=5, help="rounds that count (default: 5)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--json", type=Path, help="write the seconds of every run here")
+    given = parser.parse_args()
+    if given.pairs < 1 or given.size < 64 or given.size % 64:
+        parser.error(f"expected at least one round and a size in multiples of 64, got {given.pairs} and {given.size}")
+    host = BareHost(given.model, torch.device(given.device), DTYPES[given.dtype])
+    side = given.size // PIXELS_PER_LATENT
+    times = measure(host, side, given.pairs)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    print(f"{given.model} at {given.size} px, {given.dtype} on {given.device}, {torch.get_num_threads()} threads")
+    for name, value in medians.items():
+        share = value / medians["sampling step"]
+        print(f"{name:>14}: median {value:.3f} s, {share:.2f} of a sampling step")
+    print(f"eight phrases over one: {medians['eight phrases'] / medians['one phrase']:.3f} (target: 1.15)")
+    memory = peak(host, side)
+    print("peak GB:", ", ".join(f"{name} {value:.2f}" for name, value in memory.items()))
+    if given.json:
+        given.json.write_text(json.dumps({"seconds": times, "peak_gb": memory}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
