@@ -45,10 +45,12 @@ class Segmented:
 
 @contextlib.contextmanager
 def socket(name: str) -> Iterator[None]:
-    """Says in the library's errors which socket they are about."""
+    """Says in the library's errors which socket they are about, where they do not say so themselves."""
     try:
         yield
     except LDZNetError as error:
+        if "socket" in str(error):
+            raise
         raise type(error)(f"{error} (socket: {name})") from error
 
 

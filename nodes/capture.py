@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -118,23 +119,35 @@ class InnerCaptured(io.ComfyNode):
     @classmethod
     def execute(cls, latent: Any, capture: Capture, clip: Any, head: Any, text: str) -> Any:
         """See ComfyNode."""
-        from ..ldznet.hosts import comfyui
-
+        samples = vae_latents_of(latent)
         require_blocks(capture, list(head.config.tap_specs))
-        vae_latents = vae_latents_of(latent)
-        run = capture.of(vae_latents)
-        notes = capture.notes(run)
-        host = comfyui.ComfyHost(capture.model, clip)
+        run = capture.of(samples)
+
+        def make() -> Segmented:
+            return captured_maps(capture, run, (clip, head), read_phrases(text), samples)
+
+        return io.NodeOutput(head.memo.get([run, clip, samples], text, make))
+
+
+def captured_maps(
+    capture: Capture, run: Run, models: tuple[Any, Any], phrases: Sequence[str], vae_latents: torch.Tensor
+) -> Segmented:
+    """Of a sampler's run, (CLIP, head), and the latents before the scale factor that it returned."""
+    from ..ldznet.hosts import comfyui
+
+    notes, (clip, head) = capture.notes(run), models
+    host = comfyui.ComfyHost(capture.model, clip)
+    with socket("head"):
         predictor = Predictor(host, comfyui.RunningHead(head), progress=comfyui.Progress())
-        latents = comfyui.model_space(capture.model, vae_latents)
-        with socket("latent"):
-            predictor.set_latents(latents, taps=_taps(run, predictor, latents))
-        with socket("text"):
-            result = predictor.predict(read_phrases(text))
-        if not run.rows:
-            result = dataclasses.replace(result, scores=torch.zeros_like(result.scores))
-        _, size, offset = frame(vae_latents, None)
-        return io.NodeOutput(Segmented(at_rest(result, comfyui.outputs_device()), size, offset, tuple(notes)))
+    latents = comfyui.model_space(capture.model, vae_latents)
+    with socket("latent"):
+        predictor.set_latents(latents, taps=_taps(run, predictor, latents))
+    with socket("text"):
+        result = predictor.predict(phrases)
+    if not run.rows:
+        result = dataclasses.replace(result, scores=torch.zeros_like(result.scores))
+    _, size, offset = frame(vae_latents, None)
+    return Segmented(at_rest(result, comfyui.outputs_device()), size, offset, tuple(notes))
 
 
 def _taps(run: Run, predictor: Predictor, latents: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -159,25 +159,43 @@ class InnerSegment(io.ComfyNode):
         vae: Any = None,
     ) -> Any:
         """See ComfyNode."""
-        from ..ldznet.hosts import comfyui
+        samples = None if latent is None else vae_latents_of(latent)
+        settings = {"seed": seed, "ensemble": ensemble, "resolution": resolution}
 
+        def make() -> Segmented:
+            return soft_maps((model, clip, vae), head, read_phrases(text), (samples, image), settings)
+
+        key = (text, *settings.values())
+        return io.NodeOutput(head.memo.get([model, clip, vae, samples, image], key, make))
+
+
+def soft_maps(
+    models: tuple[Any, Any, Any],
+    head: Any,
+    phrases: Sequence[str],
+    picture: tuple[Tensor | None, Tensor | None],
+    settings: dict[str, Any],
+) -> Segmented:
+    """Of (MODEL, CLIP, VAE), a head, and latents before the scale factor, or an IMAGE."""
+    from ..ldznet.hosts import comfyui
+
+    model, clip, vae = models
+    vae_latents, image = picture
+    with socket("head"):
         host = comfyui.ComfyHost(model, clip, vae)
-        running, progress = comfyui.RunningHead(head), comfyui.Progress()
-        predictor = Predictor(host, running, seed=seed, ensemble=ensemble, resolution=resolution, progress=progress)
-        size, offset = None, (0, 0)
-        if latent is not None:
-            with socket("latent"):
-                vae_latents = vae_latents_of(latent)
-                inner, size, offset = frame(vae_latents, image)
-                predictor.set_latents(comfyui.model_space(model, vae_latents), size=inner)
-        else:
-            require_picture(image, vae)
-            with socket("image"):
-                predictor.set_image(pixels_of(image))
-                size = (image.shape[1], image.shape[2])
-        with socket("text"):
-            result = predictor.predict(read_phrases(text))
-        return io.NodeOutput(Segmented(at_rest(result, comfyui.outputs_device()), size, offset))
+        predictor = Predictor(host, comfyui.RunningHead(head), progress=comfyui.Progress(), **settings)
+    if vae_latents is not None:
+        with socket("latent"):
+            inner, size, offset = frame(vae_latents, image)
+            predictor.set_latents(comfyui.model_space(model, vae_latents), size=inner)
+    else:
+        require_picture(image, vae)
+        with socket("image"):
+            predictor.set_image(pixels_of(image))
+            size, offset = (image.shape[1], image.shape[2]), (0, 0)
+    with socket("text"):
+        result = predictor.predict(phrases)
+    return Segmented(at_rest(result, comfyui.outputs_device()), size, offset)
 
 
 class InnerMasks(io.ComfyNode):

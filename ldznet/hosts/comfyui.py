@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import comfy.model_management as memory
 import comfy.model_patcher
@@ -38,6 +39,7 @@ from ..tinyworld import world
 from ..tinyworld.vae import TinyVAE
 from . import comfyui_tiny as parts
 from .capturing import Capture, calling_into, sampling_into
+from .memo import Memo
 
 __all__ = [
     "ComfyHost",
@@ -59,11 +61,17 @@ OVERHEAD = 1.5  # of the host's own estimate of a pass, as its samplers allow fo
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]  # a head's, best first
 
 
-class Head(NamedTuple):
-    """A head under ComfyUI's memory management: `patcher` owns the weights, `name` is what the user chose."""
+@dataclass(frozen=True)
+class Head:
+    """A head under ComfyUI's memory management: `patcher` owns the weights, `name` is what the user chose.
+
+    `memo` holds the last soft maps, for ComfyUI 0.25 drops what a node expanded to as soon as any other output of the
+    next prompt is there: then a new threshold alone would run the UNet again.
+    """
 
     name: str
     patcher: Any
+    memo: Memo = field(default_factory=Memo)
 
     @property
     def config(self) -> HeadConfig:

@@ -1,4 +1,4 @@
-"""A real ComfyUI for tests: where it is, a server of it with this pack, and a client. Standard library alone."""
+"""A real ComfyUI for tests: where it is, a server of it with this pack, and a client."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS, RUN_SECONDS = 180, 240
@@ -51,14 +53,16 @@ class Server:
         for name in ("custom_nodes", "models", "input", "output"):
             (base / name).mkdir(parents=True, exist_ok=True)
         (base / "custom_nodes" / "words in, mask out").symlink_to(ROOT)
+        (base / "custom_nodes" / "probe").symlink_to(Path(__file__).parent / "probe")
         comfyui = folder()
         assert comfyui is not None
         self.port, self.client = _free_port(), uuid.uuid4().hex
-        self.log = base / "log.txt"
+        self.base, self.log = base, base / "log.txt"
         command = [str(interpreter(comfyui)), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self.port)]
         command += ["--disable-api-nodes", "--base-directory", str(base), *options]
+        caching = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}  # or it starts in minutes
         with self.log.open("w") as log:
-            self.process = subprocess.Popen(command, cwd=comfyui, stdout=log, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(command, cwd=comfyui, env=caching, stdout=log, stderr=subprocess.STDOUT)
         self._wait()
 
     def stop(self) -> None:
@@ -100,6 +104,10 @@ class Server:
             assert self.process.poll() is None, self.log.read_text()[-3000:]
             time.sleep(0.1)
         raise TimeoutError(self.log.read_text()[-3000:])
+
+    def saved(self, name: str) -> Any:
+        """The list that a ProbeSave node wrote."""
+        return torch.load(self.base / "output" / f"{name}.pt", weights_only=True)
 
     def picture(self, image: dict[str, str]) -> bytes:
         """The file of an output image."""

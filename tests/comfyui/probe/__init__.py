@@ -1,0 +1,166 @@
+"""Nodes for tests with a real ComfyUI: they save what flows through a graph, and make models that are hard to come by.
+
+The server under test finds this folder in its custom_nodes; nothing else may.
+"""
+
+import os
+
+import folder_paths
+import torch
+
+
+class ProbeSave:
+    """Writes whatever list of values arrives to output/<name>.pt: tensors, numbers, strings, and lists of them."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE, INPUT_IS_LIST = (), "save", "probe", True, True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"value": ("*", {}), "name": ("STRING", {"default": "value"})}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, input_types):
+        return True
+
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return float("nan")
+
+    def save(self, value, name):
+        path = os.path.join(folder_paths.get_output_directory(), name[0] + ".pt")
+        torch.save([_plain(part) for part in value], path)
+        return {}
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items() if isinstance(part, (torch.Tensor, int, float, str))}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if hasattr(value, "__array__") and not isinstance(value, torch.Tensor):
+        return torch.as_tensor(value)
+    if hasattr(value, "probabilities"):
+        return {"probabilities": value.probabilities().cpu(), "scores": value.result.scores.cpu()}
+    return value
+
+
+class ProbeModel:
+    """`model` in another shape: with a LoRA, with foreign patches, with nine channels, or of another family."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "change", "probe"
+    KINDS = ("lora", "attention", "inpainting", "sdxl", "v_prediction", "counted")
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "kind": (list(cls.KINDS),)}}
+
+    def change(self, model, kind):
+        return (getattr(self, kind)(model),)
+
+    def lora(self, model):
+        model = model.clone()
+        generator = torch.Generator().manual_seed(0)
+        patches = {}
+        for name, weight in model.model.state_dict().items():
+            if name.endswith("attn2.to_q.weight"):
+                patches[name] = (torch.randn(weight.shape, generator=generator) * 0.2,)
+        assert model.add_patches(patches, 1.0)
+        return model
+
+    def attention(self, model):
+        model = model.clone()
+        model.set_model_attn2_patch(lambda q, k, v, options: (q * 0, k, v))
+        model.set_model_output_block_patch(lambda h, skip, options: (h * 2, skip))
+        return model
+
+    def inpainting(self, model):
+        import copy
+
+        import comfy.model_patcher
+
+        config = copy.deepcopy(model.model.model_config)
+        config.unet_config = {**config.unet_config, "in_channels": 9}
+        base = config.get_model({}, "", device="cpu")
+        state = dict(model.model.diffusion_model.state_dict())
+        first = state["input_blocks.0.0.weight"]
+        state["input_blocks.0.0.weight"] = torch.cat([first, torch.full_like(first, 0.01), first[:, :1] * 0.1], 1)
+        base.diffusion_model.load_state_dict(state)
+        return comfy.model_patcher.ModelPatcher(base, model.load_device, model.offload_device)
+
+    def sdxl(self, model):
+        import copy
+
+        import comfy.model_patcher
+
+        config = copy.deepcopy(model.model.model_config)
+        config.unet_config = {**config.unet_config, "context_dim": 2048}
+        base = config.get_model({}, "", device="cpu")
+        return comfy.model_patcher.ModelPatcher(base, model.load_device, model.offload_device)
+
+    def v_prediction(self, model):
+        import comfy.model_sampling
+
+        class Sampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.V_PREDICTION):
+            pass
+
+        model = model.clone()
+        model.add_object_patch("model_sampling", Sampling(model.model.model_config))
+        return model
+
+    def counted(self, model):
+        unet = model.model.diffusion_model
+        unet.probe_calls = 0
+
+        def count(module, args):
+            unet.probe_calls += 1
+
+        unet.input_blocks[0][0].register_forward_pre_hook(count)
+        return model
+
+
+class ProbeState:
+    """Calls of a counted UNet so far, and forward hooks on it; `after` only says when."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("STRING",), "look", "probe"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "after": ("*", {})}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, input_types):
+        return True
+
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return float("nan")
+
+    def look(self, model, after):
+        unet = model.model.diffusion_model
+        hooks = sum(len(module._forward_hooks) for module in unet.modules())
+        return (f"{getattr(unet, 'probe_calls', 0)} calls, {hooks} hooks",)
+
+
+class ProbeLatent:
+    """Latents that no sampler would give."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("LATENT",), "make", "probe"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"shape": ("STRING", {}), "fill": ("FLOAT", {"min": -1e9, "max": 1e9})}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, fill):
+        return True
+
+    def make(self, shape, fill):
+        return ({"samples": torch.full([int(n) for n in shape.split()], float(fill))},)
+
+
+NODE_CLASS_MAPPINGS = {
+    "ProbeSave": ProbeSave,
+    "ProbeModel": ProbeModel,
+    "ProbeState": ProbeState,
+    "ProbeLatent": ProbeLatent,
+}
