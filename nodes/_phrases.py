@@ -21,7 +21,7 @@ def read_phrases(text: str) -> list[str]:
     """Phrases, one a line; raises InputError for "a - " and the like."""
     lines = read_lines(text)
     for line in lines:
-        Phrase.parse(line)
+        Phrase.parse(f" {line} ")  # spaces stand at the ends of lines unseen: "a star -" lacks a part
     return lines
 
 

@@ -74,26 +74,21 @@ class ProbeModel:
         return model
 
     def inpainting(self, model):
-        import copy
-
-        import comfy.model_patcher
-
-        config = copy.deepcopy(model.model.model_config)
-        config.unet_config = {**config.unet_config, "in_channels": 9}
-        base = config.get_model({}, "", device="cpu")
+        other = self._rebuilt(model, in_channels=9)
         state = dict(model.model.diffusion_model.state_dict())
         first = state["input_blocks.0.0.weight"]
         state["input_blocks.0.0.weight"] = torch.cat([first, torch.full_like(first, 0.01), first[:, :1] * 0.1], 1)
-        base.diffusion_model.load_state_dict(state)
-        return comfy.model_patcher.ModelPatcher(base, model.load_device, model.offload_device)
+        other.model.diffusion_model.load_state_dict(state)
+        return other
 
     def sdxl(self, model):
-        import copy
+        return self._rebuilt(model, context_dim=2048)
 
+    def _rebuilt(self, model, **changes):
         import comfy.model_patcher
 
-        config = copy.deepcopy(model.model.model_config)
-        config.unet_config = {**config.unet_config, "context_dim": 2048}
+        config = type(model.model.model_config)()
+        config.unet_config = {**config.unet_config, **changes}
         base = config.get_model({}, "", device="cpu")
         return comfy.model_patcher.ModelPatcher(base, model.load_device, model.offload_device)
 

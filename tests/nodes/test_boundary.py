@@ -1,0 +1,154 @@
+"""Layouts, frames and text fields of the nodes, without a host."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from ldznet.hosts import capturing
+
+
+@pytest.fixture
+def boundary(nodes: ModuleType) -> Any:
+    return importlib.import_module(f"{nodes.__name__}._boundary")
+
+
+@pytest.fixture
+def phrases(nodes: ModuleType) -> Any:
+    return importlib.import_module(f"{nodes.__name__}._phrases")
+
+
+def segmented(boundary: Any, nodes: ModuleType, logits: torch.Tensor, size: tuple[int, int], **places: Any) -> Any:
+    library = importlib.import_module(f"{nodes.__name__.split('.')[0]}.ldznet.segmentation")
+    scores = torch.ones(logits.shape[:2])
+    inner = (logits.shape[2], logits.shape[3])
+    result = library.Segmentation(logits, tuple("abc")[: logits.shape[1]], inner, scores)
+    return boundary.Segmented(result, size, **places)
+
+
+def test_a_cut_picture_s_mask_lies_on_the_same_pixels(boundary: Any, nodes: ModuleType) -> None:
+    logits = torch.full((1, 1, 128, 128), -9.0)
+    logits[:, :, 40:60, 50:90] = 9.0
+    mask = segmented(boundary, nodes, logits, (133, 130), offset=(2, 1)).masks(0.5)
+    assert mask.shape == (1, 1, 133, 130)
+    rows, columns = mask[0, 0].any(1).nonzero(), mask[0, 0].any(0).nonzero()
+    assert (int(rows[0]), int(rows[-1]), int(columns[0]), int(columns[-1])) == (42, 61, 51, 90)
+
+
+@pytest.mark.parametrize(
+    ("picture", "expected"),
+    [
+        (None, ((128, 128), (128, 128), (0, 0))),
+        ((133, 130), ((128, 128), (133, 130), (2, 1))),
+        ((512, 512), ((512, 512), (512, 512), (0, 0))),
+    ],
+)
+def test_frames(boundary: Any, picture: Any, expected: Any) -> None:
+    image = None if picture is None else torch.zeros(1, *picture, 3)
+    assert boundary.frame(torch.zeros(2, 4, 16, 16), image) == expected
+
+
+def test_alpha_is_dropped_and_values_are_cut(boundary: Any) -> None:
+    pixels = boundary.pixels_of(torch.full((1, 4, 6, 4), 1.5))
+    assert pixels.shape == (1, 3, 4, 6)
+    assert pixels.max() == 1
+
+
+def test_lines(phrases: Any) -> None:
+    assert phrases.read_phrases("  a star \n\n# no\na - b") == ["a star", "a - b"]
+    assert phrases.read_regions("a => b => c\n2=>d") == [("a", "b => c"), ("2", "d")]
+    assert phrases.pick("", ("a", "b")) == [0, 1]
+    assert phrases.pick("2\na", ("a", "b")) == [1, 0]
+    for bad in ("", "# a", "a -", "- a"):
+        with pytest.raises(ValueError, match="Expected"):
+            phrases.read_phrases(bad)
+    with pytest.raises(ValueError, match='got "3"'):
+        phrases.pick("3", ("a", "b"))
+    with pytest.raises(ValueError, match="phrase => prompt"):
+        phrases.read_regions("a star")
+
+
+class Call:
+    """UNet calls as a sampler makes them: a module whose one transformer gives its rows back, times a number."""
+
+    def __init__(self, capture: capturing.Capture) -> None:
+        class SpatialTransformer(torch.nn.Identity):
+            pass
+
+        self.unet = torch.nn.Module()
+        self.unet.middle_block = torch.nn.ModuleList([torch.nn.Identity(), SpatialTransformer()])
+        self.capture = capture
+
+    def __call__(self, rows: torch.Tensor, step: float, uuids: list[str], size: tuple[int, int] = (2, 2)) -> Any:
+        return self.capture.call(self.unet, size, step, uuids, lambda: self.unet.middle_block[1](rows))
+
+
+def rows(*values: float) -> torch.Tensor:
+    return torch.tensor(values)[:, None, None, None].expand(-1, 1, 2, 2).clone()
+
+
+@pytest.fixture
+def call() -> Call:
+    return Call(capturing.Capture(None, ["middle.0"], 400))
+
+
+def test_the_nearest_step_s_positive_rows_are_kept(call: Call) -> None:
+    run = capturing.Run({"p": 1.0, "q": 3.0}, (2, 2))
+    samples = torch.zeros(1, 4, 2, 2)
+    with call.capture.running("node", run):
+        call(rows(1, 2), 900, ["p", "n"])
+        call(rows(5, 6), 410, ["n", "p"])
+        call(rows(10), 410, ["q"])  # split off: memory was short
+        call(rows(99, 99), 410, ["p", "q"])  # perturbed: the same rows again
+        call(rows(7, 7), 300, ["p", "q"])
+        run.samples = [samples]
+    assert call.capture.of(samples) is run
+    assert run.step == 410
+    assert torch.allclose(run.taps()["middle.0"], rows((6 + 3 * 10) / 4))
+    assert call.capture.notes(run) == []
+
+
+def test_crops_are_noted_and_far_steps_too(call: Call) -> None:
+    run = capturing.Run({"p": 1.0}, (4, 4))
+    with call.capture.running("node", run):
+        call(rows(1), 400, ["p"])
+    assert call.capture.notes(run) == [capturing.CROPS]
+    run = capturing.Run({"p": 1.0}, (2, 2))
+    with call.capture.running("node", run):
+        call(rows(1), 900, ["p"])
+    assert "500 from the head's 400" in call.capture.notes(run)[0]
+
+
+def test_a_run_replaces_its_own_and_a_cancelled_one_leaves_nothing(call: Call) -> None:
+    samples = torch.zeros(1, 4, 2, 2)
+    with pytest.raises(capturing.HostError, match="got none"):
+        call.capture.of(samples)
+    for key in ("one", "one", "two"):
+        with call.capture.running(key, capturing.Run({}, (2, 2), samples=[samples + (key == "two")])):
+            pass
+    assert call.capture.of(samples).samples[0].sum() == 0
+    with pytest.raises(KeyboardInterrupt), call.capture.running("one", capturing.Run({}, (2, 2), samples=[samples])):
+        raise KeyboardInterrupt
+    with pytest.raises(capturing.HostError, match="got 0 of 1"):
+        call.capture.of(samples)
+    with call.capture.running("three", capturing.Run({}, (2, 2), samples=[samples + 1])):
+        pass
+    with pytest.raises(capturing.HostError, match="got 2 of 2"):
+        call.capture.of(samples + 1)
+
+
+def test_outside_of_a_run_nothing_is_read(call: Call) -> None:
+    assert torch.equal(call(rows(1), 400, ["p"]), rows(1))
+
+
+def test_a_unet_that_skips_the_block_still_gives_its_picture(call: Call) -> None:
+    run = capturing.Run({"p": 1.0}, (2, 2))
+    with call.capture.running("node", run):
+        answer = call.capture.call(call.unet, (2, 2), 400, ["p"], lambda: "picture")
+    assert answer == "picture"
+    with pytest.raises(capturing.HostError, match="no UNet call"):
+        call.capture.notes(run)
