@@ -94,7 +94,7 @@ class Tokenizer:
         symbols = byte_symbols()
         found = []
         for word in split_words(text):
-            mapped = "".join(symbols[b] for b in word.encode("utf-8"))
+            mapped = "".join(symbols[b] for b in word.encode("utf-8", "replace"))
             found += [self.vocabulary[symbol] for symbol in self._merge(mapped)]
         return found
 

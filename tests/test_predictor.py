@@ -190,6 +190,104 @@ def test_float64_and_gradients_are_taken_as_they_are(predictor: Predictor) -> No
     assert not result.logits.requires_grad
 
 
+@pytest.mark.parametrize(
+    "phrase",
+    [
+        *("雪", "собака", "כלב", "कुत्ता", "🦓🏽‍🦓", "e\u0301", "Ǆ", "\ud800", "\x00", "a\nb\tc", "a" * 70),
+        *("<|endoftext|>", "<|startoftext|> cat", "{}", "{0}", "%s", "-", "a-b", "(a:1.3)", "a\u00a0dog", "\u200b"),
+    ],
+    ids=ascii,
+)
+def test_any_script_gets_an_answer(phrase: str, predictor: Predictor) -> None:
+    predictor.set_latents(torch.zeros(1, 4, 8, 8))
+    result = predictor.predict([phrase])
+    assert result.phrases == (phrase,)
+    assert result.probabilities.isfinite().all()
+
+
+class Counting(LosslessHost):
+    """Says how often it was asked, and for how many phrases at once."""
+
+    def __init__(self) -> None:
+        self.images, self.texts = 0, []
+
+    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        self.images += 1
+        return super().encode_image(pixels)
+
+    def encode_text(self, phrases: list[str]) -> torch.Tensor:
+        self.texts.append(len(phrases))
+        return super().encode_text(phrases)
+
+
+def test_a_thousand_phrases_and_one_encoded_image() -> None:
+    host = Counting()
+    predictor = Predictor(host, LosslessHead(), chunk=100)
+    predictor.set_image(np.full((20, 30, 3), 255, np.uint8))
+    phrases = [f"thing {i}" for i in range(1000)]
+    result = predictor.predict(phrases)
+    assert result.masks().shape == (1, 1000, 20, 30)
+    assert result.masks().all()
+    assert result.phrases == tuple(phrases)
+    assert host.images == 1
+    assert sum(host.texts) == 1000
+    assert max(host.texts) <= 64
+
+
+def test_a_phrase_given_twice_is_run_once() -> None:
+    host = Counting()
+    predictor = Predictor(host, LosslessHead())
+    predictor.set_image(np.full((64, 64, 3), 255, np.uint8))
+    assert predictor.predict(["a", "b", "a", "a - b"]).probabilities.shape == (1, 4, 64, 64)
+    assert host.texts == [2]
+
+
+@pytest.mark.parametrize("phrases", ["a dog", [], [3], [None], ["a", b"b"]])
+def test_what_are_no_phrases_says_so(phrases: object, predictor: Predictor) -> None:
+    predictor.set_latents(torch.zeros(1, 4, 8, 8))
+    with pytest.raises(InputError, match=r"Expected .*, got "):
+        predictor.predict(phrases)
+
+
+def test_predicting_nothing_says_what_to_do(predictor: Predictor) -> None:
+    with pytest.raises(InputError, match="Call set_image or set_latents"):
+        Predictor(predictor.host, predictor.head).predict(["grass"])
+
+
+@pytest.mark.parametrize("wrong", [{"ensemble": 0}, {"chunk": 0}, {"resolution": "full"}])
+def test_wrong_settings_say_so(wrong: dict, predictor: Predictor) -> None:
+    with pytest.raises(InputError, match=r"Expected .*, got "):
+        Predictor(predictor.host, predictor.head, **wrong)
+
+
+def test_a_panorama_costs_no_more_than_a_square(predictor: Predictor) -> None:
+    predictor.set_image(Image.new("RGB", (8000, 1)))
+    result = predictor.predict(["grass"])
+    assert result.logits.shape[2] * result.logits.shape[3] <= 1.2 * 128 * 128
+    assert result.probabilities.shape == (1, 1, 1, 8000)
+
+
+def test_images_of_any_float_and_with_gradients(predictor: Predictor) -> None:
+    pixels = torch.rand(2, 3, 40, 56, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    predictor.set_image(pixels)
+    expected = predictor.predict(["grass"])
+    predictor.set_image(pixels.double().requires_grad_())
+    result = predictor.predict(["grass"])
+    assert not result.logits.requires_grad
+    torch.testing.assert_close(result.probabilities, expected.probabilities)
+    assert result.probabilities.shape == (2, 1, 40, 56)
+
+
+@pytest.mark.parametrize("size", [(40, 56), (33, 71), (1, 9)])
+def test_rgbnet_reads_pixels(size: tuple[int, int]) -> None:
+    config = HeadConfig(network="rgbnet", unet=world.head_config("znet").unet, latent_grid=(8, 8), size_multiple=32)
+    predictor = Predictor(TinyHost(world.fresh()), build_head(config).eval())
+    predictor.set_image(np.zeros((*size, 3), np.uint8))
+    assert predictor.predict(["grass", "sky"]).probabilities.shape == (1, 2, *size)
+    with pytest.raises(InputError, match="Call set_image"):
+        predictor.set_latents(torch.zeros(1, 4, 8, 8))
+
+
 @pytest.mark.parametrize("phrase", ["", "  ", " - the cat", "the cat - ", "word " * 300])
 def test_unusable_phrases_say_so(phrase: str, predictor: Predictor) -> None:
     predictor.set_latents(torch.zeros(1, 4, 16, 16))

@@ -1,0 +1,96 @@
+"""Pictures of every mode, by the values of their pixels; and resizing that does not shift."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from ldznet.errors import InputError
+from ldznet.images import resize, to_pixels
+
+
+def transparent_palette() -> Image.Image:
+    image = Image.new("P", (2, 1), 1)
+    image.putpalette([0, 0, 0, 255, 0, 0])
+    image.putpixel((1, 0), 0)
+    image.info["transparency"] = 0
+    return image
+
+
+def sixteen_bits() -> Image.Image:
+    return Image.fromarray(np.array([[0, 65535]], np.uint16))
+
+
+# A picture of two pixels, and what they are as red, green, blue.
+PICTURES = {
+    "RGB": (Image.fromarray(np.array([[[0, 0, 0], [255, 0, 51]]], np.uint8)), [[-1, -1, -1], [1, -1, -0.6]]),
+    "L": (Image.fromarray(np.array([[0, 255]], np.uint8)), [[-1] * 3, [1] * 3]),
+    "1": (Image.fromarray(np.array([[False, True]])), [[-1] * 3, [1] * 3]),
+    "RGBA over white": (Image.new("RGBA", (2, 1), (0, 0, 0, 0)), [[1] * 3, [1] * 3]),
+    "LA half": (Image.new("LA", (2, 1), (0, 51)), [[0.6] * 3, [0.6] * 3]),
+    "palette": (transparent_palette(), [[1, -1, -1], [1, 1, 1]]),
+    "I;16": (sixteen_bits(), [[-1] * 3, [1] * 3]),
+    "I of bytes": (Image.fromarray(np.array([[0, 255]], np.int32)), [[-1] * 3, [1] * 3]),
+    "F": (Image.fromarray(np.array([[-3, 255]], np.float32)), [[-1] * 3, [1] * 3]),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_every_mode_by_hand(name: str) -> None:
+    image, expected = PICTURES[name]
+    pixels = to_pixels(image)
+    assert pixels.dtype == torch.float32
+    torch.testing.assert_close(pixels[0, :, 0].T, torch.tensor(expected, dtype=torch.float32), atol=0.005, rtol=0)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation(orientation: int) -> None:
+    image = Image.new("RGB", (4, 2), "black")
+    image.paste("white", (0, 0, 2, 2))  # the left half, as stored
+    image.getexif()[0x0112] = orientation
+    bright = {1: "left", 2: "right", 3: "right", 4: "left", 5: "top", 6: "top", 7: "bottom", 8: "bottom"}[orientation]
+    pixels = to_pixels(image)[0, 0]
+    height, width = pixels.shape
+    assert (height, width) == ((2, 4) if orientation < 5 else (4, 2))
+    halves = {"left": pixels[:, :2], "right": pixels[:, 2:], "top": pixels[:2], "bottom": pixels[2:]}
+    assert (halves[bright] == 1).all()
+    assert pixels.mean() == 0
+
+
+def test_arrays_and_tensors_are_not_changed() -> None:
+    array = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)[:, ::-1]  # a view with a negative stride
+    pixels = to_pixels(array)
+    assert pixels[0, :, 0, 0].tolist() == pytest.approx([v / 127.5 - 1 for v in (9, 10, 11)])
+    again = to_pixels(pixels.double().requires_grad_())
+    assert torch.equal(again, pixels)
+    assert not again.requires_grad
+
+
+@pytest.mark.parametrize("image", [Image.new("RGB", (0, 4)), np.zeros((0, 4, 3), np.uint8), torch.zeros(0, 3, 8, 8)])
+def test_a_picture_without_pixels_is_refused(image: object) -> None:
+    with pytest.raises(InputError, match=r"Expected .*, got "):
+        to_pixels(image)
+
+
+@settings(deadline=None, max_examples=40)
+@given(sizes=st.tuples(*[st.integers(1, 40)] * 4), level=st.floats(-1, 1))
+def test_resizing_keeps_an_even_map_even(sizes: tuple[int, int, int, int], level: float) -> None:
+    maps = torch.full((1, 2, *sizes[:2]), level)
+    resized = resize(maps, sizes[2:])
+    assert resized.shape == (1, 2, *sizes[2:])
+    torch.testing.assert_close(resized, torch.full_like(resized, level), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (10, 50), (64, 96)])
+def test_resizing_does_not_shift(size: tuple[int, int]) -> None:
+    ramp = torch.linspace(-1, 1, 33)[None, None, :, None].expand(1, 1, 33, 33)
+    resized = resize(ramp, size)[0, 0, :, 0]
+    torch.testing.assert_close(resized, -resized.flip(0), atol=1e-4, rtol=0)  # still even about the middle
+
+
+def test_half_precision_stays_half() -> None:
+    assert resize(torch.zeros(1, 1, 4, 4, dtype=torch.float16), (6, 2)).dtype == torch.float16
