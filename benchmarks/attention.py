@@ -21,9 +21,10 @@ import numpy as np
 import torch
 
 from ldznet import Predictor, load_head
-from ldznet.attention import CONFIGS, AttentionConfig, AttentionHead
+from ldznet.attention import CONFIGS, AttentionConfig, AttentionHead, Presence
+from ldznet.attention.denoising import gains
 from ldznet.attention.head import Found, read_prompt
-from ldznet.attention.presence import MEASURES, agreement
+from ldznet.attention.presence import GAIN, MEASURES, agreement
 from ldznet.attention.prompts import prompts_of
 from ldznet.data import TinyWorldDataset
 from ldznet.data.items import Item
@@ -42,27 +43,25 @@ from ldznet.evaluate.benchmark import (
 from ldznet.evaluate.metrics import auroc
 from ldznet.hosts.tiny import TinyHost
 from ldznet.schedule import seeded_noise
-from ldznet.tinyworld import world
+from ldznet.tinyworld import STUFF, world
 
 CHOOSE, TEST = 500_000, 0
 TINY = CONFIGS["tiny"]
 OTHER_T = 300  # of the second pass that agreement is measured with
+SELVES = ("1/input.1", "1/output.0", "1/output.1", "1/output.2", "1/output")
 VARIANTS: dict[str, dict[str, Any]] = {
     "as it is": {},
+    "as published for SD": {name: getattr(CONFIGS["sd1"], name) for name in ("coarse", "fine", "weights", "steps")},
     "cross-attention at 4 alone": {"coarse": ("4/input", "4/output"), "weights": (1.0, 0.0)},
     "at 2 alone": {"coarse": ("2/input", "2/output"), "weights": (1.0, 0.0)},
     "at 1 alone": {"coarse": ("1/input", "1/output"), "weights": (1.0, 0.0)},
     "at 4 and 2": {"coarse": ("4/input", "4/output"), "fine": ("2/input", "2/output"), "weights": (0.7, 0.3)},
     "at 2 and 1": {"coarse": ("2/input", "2/output"), "fine": ("1/input", "1/output"), "weights": (0.7, 0.3)},
     "at 2 and 1, output alone": {"coarse": ("2/output",), "fine": ("1/output",), "weights": (0.7, 0.3)},
-    "self-attention of 1/input.1": {"selves": ("1/input.1",)},
-    "self-attention of 1/output.0": {"selves": ("1/output.0",)},
-    "self-attention of 1/output.1": {"selves": ("1/output.1",)},
-    "self-attention of 1/output.2": {"selves": ("1/output.2",)},
-    "self-attention of 1/output": {"selves": ("1/output",)},
+    **{f"2 steps along {place}": {"steps": 2, "selves": (place,)} for place in SELVES},
     **{f"t {t}": {"timestep": t} for t in (10, 50, 100, 200, 300, 500, 700)},
     **{f"{n} steps": {"steps": n} for n in (0, 1, 2, 4, 8, 16)},
-    **{f"sharpening {x}": {"sharpening": x} for x in (0.0, 0.015, 0.05, 0.15)},
+    **{f"2 steps, sharpening {x}": {"steps": 2, "sharpening": x} for x in (0.0, 0.015, 0.05, 0.15)},
     **{f"rescaling {x}": {"rescaling": x} for x in (1.0, 1.3, 1.6, 2.0)},
     "no division at each pixel": {"per_pixel": False},
     "no background words": {"background": ()},
@@ -150,10 +149,8 @@ def ablate(host: TinyHost, count: int, only: str) -> Iterator[tuple[str, dict[st
             yield name, {**together, **({"alone, all 0.5": by_one["all 0.5"]} if by_one else {})}
 
 
-def measures(host: TinyHost, item: Item, config: AttentionConfig, phrase: str) -> dict[str, float]:
-    """Every measure of presence of one phrase, asked for alone."""
-    pixels = torch.from_numpy(item.image).permute(2, 0, 1)[None].float() / 127.5 - 1
-    latents = host.encode_image(pixels)
+def measures(host: TinyHost, latents: torch.Tensor, config: AttentionConfig, phrase: str) -> dict[str, float]:
+    """Every measure of presence that attention alone gives, of one phrase in a pass of its own."""
     (prompt,) = prompts_of([phrase], config, host.tokenize)
 
     def found(seed: int, timestep: int) -> Found:
@@ -170,14 +167,26 @@ def measures(host: TinyHost, item: Item, config: AttentionConfig, phrase: str) -
 
 
 def tabulate(host: TinyHost, items: Kept) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """Measures by name, whether each phrase is there, and which of the absent ones are near misses."""
-    rows, there, near = [], [], []
+    """Measures by name, whether each phrase is there, and its kind: "noun", "stuff", or "coloured"."""
+    rows, there, kinds = [], [], []
     for item in items.items:
-        for phrase in (*item.phrases, *item.absent):
-            rows.append(measures(host, item, TINY, phrase))
+        pixels = torch.from_numpy(item.image).permute(2, 0, 1)[None].float() / 127.5 - 1
+        latents, phrases = host.encode_image(pixels), (*item.phrases, *item.absent)
+        gained = gains(host, latents, TINY.opening, phrases, Presence().timesteps, 0)[0].tolist()
+        for phrase, gain in zip(phrases, gained, strict=True):
+            rows.append({GAIN: gain, **measures(host, latents, TINY, phrase)})
             there.append(phrase in item.phrases)
-            near.append(phrase not in item.phrases and is_near_miss(phrase))
-    return {name: np.array([row[name] for row in rows]) for name in rows[0]}, np.array(there), np.array(near)
+            kinds.append("coloured" if is_near_miss(phrase) else "stuff" if phrase in STUFF else "noun")
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}, np.array(there), np.array(kinds)
+
+
+def by_kind(values: np.ndarray, there: np.ndarray, kinds: np.ndarray) -> dict[str, float]:
+    """AUROC over all phrases, and among those of one kind (the absent coloured ones are near misses)."""
+    found = {"all": auroc(values[there], values[~there])}
+    for kind in ("noun", "stuff", "coloured"):
+        of_kind = kinds == kind
+        found[kind] = auroc(values[there & of_kind], values[~there & of_kind])
+    return found
 
 
 def logistic(values: np.ndarray, there: np.ndarray) -> tuple[float, float]:
@@ -196,22 +205,14 @@ def logistic(values: np.ndarray, there: np.ndarray) -> tuple[float, float]:
 def measure_presence(host: TinyHost, count: int) -> Iterator[tuple[str, dict[str, float]]]:
     """AUROC of every measure on the scenes that constants are chosen on and on the test's; the first's logistic fit."""
     sets = [Kept(TinyWorldDataset(count, start=start, domain="photo")) for start in (CHOOSE, TEST)]
-    (chosen, there, near), (tested, test_there, test_near) = (tabulate(host, items) for items in sets)
+    (chosen, there, kinds), (tested, test_there, test_kinds) = (tabulate(host, items) for items in sets)
     for name, values in chosen.items():
         middle, slope = logistic(values, there)
-        right = (tested[name] > middle) == test_there if slope > 0 else (tested[name] < middle) == test_there
-        yield (
-            name,
-            {
-                "AUROC": auroc(values[there], values[~there]),
-                "near misses": auroc(values[there], values[near]),
-                "test AUROC": auroc(tested[name][test_there], tested[name][~test_there]),
-                "test near misses": auroc(tested[name][test_there], tested[name][test_near]),
-                "middle": middle,
-                "slope": slope,
-                "test balanced accuracy": float((right[test_there].mean() + right[~test_there].mean()) / 2),
-            },
-        )
+        right = (slope * (tested[name] - middle) > 0) == test_there
+        accuracy = float((right[test_there].mean() + right[~test_there].mean()) / 2)
+        test = {f"test {kind}": value for kind, value in by_kind(tested[name], test_there, test_kinds).items()}
+        fit = {"middle": middle, "slope": slope, "test balanced accuracy": accuracy}
+        yield name, {**by_kind(values, there, kinds), **test, **fit}
 
 
 def compare(host: TinyHost, count: int) -> Iterator[tuple[str, dict[str, float]]]:

@@ -81,7 +81,10 @@ class BareHost:
     def noise(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.device, self.dtype)
 
-    encode_image = decode_latents = encode_text = add_noise = extract = noise  # what a host has too; none is called
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        return latents + noise
+
+    encode_image = decode_latents = encode_text = extract = noise  # what a host has too; none is called
 
 
 def jobs(host: BareHost, side: int) -> dict[str, Callable[[], Any]]:
@@ -90,8 +93,8 @@ def jobs(host: BareHost, side: int) -> dict[str, Callable[[], Any]]:
     latents, step = host.noise(1, 4, side, side), torch.tensor([100], device=host.device)
     pair, context = latents.repeat(2, 1, 1, 1), host.noise(2, 77, host.context_dim)
     return {
-        "one phrase": lambda: head.segment_together(host, latents, step, PHRASES[:1]),
-        "eight phrases": lambda: head.segment_together(host, latents, step, PHRASES),
+        "one phrase": lambda: head.segment_together(host, latents, PHRASES[:1], 100, 0),
+        "eight phrases": lambda: head.segment_together(host, latents, PHRASES, 100, 0),
         "sampling step": lambda: host.run(pair, step.repeat(2), context),
     }
 

@@ -176,7 +176,7 @@ class JointSegmenter(Protocol):
         ...
 
     def segment_together(
-        self, host: Host, latents: Float[Tensor, "b 4 h w"], timesteps: Int[Tensor, " b"], phrases: Sequence[str]
+        self, host: Host, latents: Float[Tensor, "b 4 h w"], phrases: Sequence[str], timestep: int, seed: int
     ) -> tuple[Float[Tensor, "b p h w"], Float[Tensor, "b p"]]:
-        """Logits and presence scores in [0, 1] of all phrases, from latents already noised to `timesteps`."""
+        """Logits and presence scores in [0, 1] of all phrases, from clean latents; it noises them itself."""
         ...

@@ -153,8 +153,9 @@ class Predictor:
             yield done, len(pairs), partial(self._member, self.head, chunk, context)
 
     def _together(self, head: JointSegmenter, image: int, terms: Sequence[str], member: int) -> tuple[Tensor, Tensor]:
-        noisy, timesteps = self._noisy(torch.tensor([image]), member)
-        logits, scores = head.segment_together(self.host, noisy, timesteps, terms)
+        assert self._latents is not None
+        clean = self._latents[image : image + 1].to(self.host.dtype)
+        logits, scores = head.segment_together(self.host, clean, terms, self._timestep(member), self.seed + member)
         return logits[0].float(), scores[0].float()
 
     def _context(self, terms: Sequence[str]) -> Tensor:

@@ -18,11 +18,13 @@ COMMON_BACKGROUND = ("background", "ground", "grass", "tree", "building", "wall"
 class Presence:
     """Score = sigmoid(slope * (measure - middle)): how a measure becomes a probability that a phrase is there.
 
-    `measure` is a name of `presence.MEASURES`. `middle` None: nothing was calibrated for such hosts. Then scores can be
-    compared with each other only, and everything counts as found.
+    `measure` is a name of `presence.MEASURES`, which cost nothing, or "gain": the diffusion classifier's, which costs a
+    pass per phrase and timestep (`denoising.gains`). `middle` None: nothing was calibrated for such hosts. Then scores
+    can be compared with each other only, and everything counts as found.
     """
 
-    measure: str = "peak"
+    measure: str = "contrast"
+    timesteps: tuple[int, ...] = (200, 400, 600)  # of "gain"; where a phrase changes the predicted noise most, ours
     middle: float | None = None
     slope: float = 1.0
 
@@ -45,7 +47,7 @@ class AttentionConfig:
     rescaling: float = 1.6  # of the text encoder's rows of the phrases' tokens; iSeg's category enhancement
     per_pixel: bool = True  # divide by the sum over all content tokens at each pixel; GoCA
     sharpening: float = 0.015  # lambda of the step that lowers the entropy of the self-attention; iSeg
-    steps: int = 8  # of propagation; iSeg takes 5 to 10
+    steps: int = 8  # of propagation; iSeg takes 5 to 10. With 0 no self-attention is read
     scale: str = "phrase"  # "phrase": min-max each; "common": one scale, so that an argmax over phrases has a meaning
     threshold: float = 0.45  # on the min-maxed map; iSeg. Becomes probability 0.5
     steepness: float = 10.0  # logits = steepness * (map - threshold), so that 0 .. 1 becomes about 0.01 .. 0.996; ours
@@ -85,6 +87,10 @@ SDXL = (
 )
 TINY = dataclasses.replace(  # benchmarks/attention.py chose what differs, on scenes from 500,000 on
     SD,
+    coarse=("2/input", "2/output"),  # 8 x 8: those at 4 are 4 x 4, where a thing is one pixel
+    fine=("1/input", "1/output"),
+    weights=(0.5, 0.5),
+    steps=0,  # its self-attention links a thing to other things more than to itself
     opening="a photo of",
     closing="and",
     background=("sky", "grass", "sand", "water", "brick", "night", "snow"),  # all of its stuff

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from ..contracts import AttentionHost, Conditioning, Host, TapSpec
 from ..errors import HostError, InputError
+from ..schedule import seeded_noise
 from ..shapes import Float, Int, Size, tap_size
 from .config import SD, AttentionConfig, blocks_at, config_for, require_readable
+from .denoising import gains
 from .maps import group_means, min_max, propagated, shares, sharpened, token_maps
-from .presence import Evidence, score
+from .presence import GAIN, MEASURES, Evidence, score
 from .prompts import Prompt, prompts_of
 from .reading import Attention, reading_attention
 
@@ -49,20 +51,25 @@ class AttentionHead(nn.Module):
 
     @torch.no_grad()
     def segment_together(
-        self, host: Host, latents: Float[Tensor, "b 4 h w"], timesteps: Int[Tensor, " b"], phrases: Sequence[str]
+        self, host: Host, latents: Float[Tensor, "b 4 h w"], phrases: Sequence[str], timestep: int, seed: int
     ) -> tuple[Float[Tensor, "b p h w"], Float[Tensor, "b p"]]:
-        """Logits (0 at the configuration's threshold) and scores of all phrases, from latents noised to `timesteps`.
+        """Logits (0 at the configuration's threshold) and scores of all phrases, from clean latents.
 
         Phrases share a pass as far as 77 tokens hold them, and compete there: one's mask depends a little on the
         others. Raises InputError for a phrase that no prompt can hold, and for latents beyond `most_positions`.
         """
         assert isinstance(host, AttentionHost)
-        found = [
-            read_prompt(host, latents, timesteps, prompt, self.head_config)
-            for prompt in prompts_of(phrases, self.head_config, host.tokenize)
-        ]
-        logits = torch.cat([logits_of(part, self.head_config) for part in found], dim=1)
-        return logits, torch.cat([score(part.evidence, self.head_config.presence) for part in found], dim=1)
+        config, steps = self.head_config, torch.full((len(latents),), timestep, device=latents.device)
+        noise = seeded_noise((1, *latents.shape[1:]), seed).to(latents).expand_as(latents)
+        noisy = host.add_noise(latents, noise, steps)
+        prompts = prompts_of(phrases, config, host.tokenize)
+        found = [read_prompt(host, noisy, steps, prompt, config) for prompt in prompts]
+        if config.presence.measure == GAIN:
+            measured = gains(host, latents, config.opening, phrases, config.presence.timesteps, seed)
+        else:
+            measured = torch.cat([MEASURES[config.presence.measure](part.evidence) for part in found], dim=1)
+        logits = torch.cat([logits_of(part, config) for part in found], dim=1)
+        return logits, score(measured, config.presence)
 
 
 def read_prompt(
@@ -89,12 +96,15 @@ def found_in(
     maps = group_means(tokens, groups)
     if config.per_pixel:
         maps = shares(maps, tokens[:, sorted({token for group in groups for token in group})])
-    links = sharpened(torch.stack(list(attention.selves.values())).mean(dim=0), config.sharpening)
-    filled = propagated(maps, links, config.steps, stretch=False)
+    filled, stretched = maps, min_max(maps[:, : len(prompt.phrases)])
+    if config.steps:
+        links = sharpened(torch.stack(list(attention.selves.values())).mean(dim=0), config.sharpening)
+        filled = propagated(maps, links, config.steps, stretch=False)
+        stretched = min_max(propagated(stretched, links, config.steps))
     bare = group_means(token_maps(attention.cross, levels, size, normalised=False), groups)
     p = len(prompt.phrases)
     evidence = Evidence(bare[:, :p], maps[:, :p], filled[:, :p], bare[:, p:], filled[:, p:])
-    return Found(min_max(propagated(min_max(maps[:, :p]), links, config.steps)), evidence)
+    return Found(stretched, evidence)
 
 
 def attend(
@@ -106,14 +116,14 @@ def attend(
 ) -> Attention:
     """The attention of one conditional pass with `prompt`, the rows of its phrases' tokens rescaled."""
     size = (latents.shape[2], latents.shape[3])
-    positions = torch.Size(grid_of(config, host.specs, size)).numel()
+    positions = torch.Size(grid_of(config, host.specs, size)).numel() if config.steps else 0
     if positions > config.most_positions:
         raise InputError(
             f"Expected at most {config.most_positions} positions of self-attention, got {positions}. "
             'Use a smaller image, or resolution "head".'
         )
     cross = blocks_at((*config.coarse, *config.fine), host.specs)
-    selves = blocks_at(config.selves, host.specs)
+    selves = blocks_at(config.selves, host.specs) if config.steps else ()
     conditioning = rescaled(host.condition([prompt.text]), prompt, config.rescaling, len(latents))
     return host.observe(
         latents,

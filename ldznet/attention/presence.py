@@ -15,6 +15,8 @@ from ..shapes import Float
 from .config import Presence
 from .maps import TINIEST
 
+GAIN = "gain"  # of denoising.gains, which takes passes of its own
+
 
 class Evidence(NamedTuple):
     """What one pass says of its phrases, at the propagation's size, p phrases and k background words.
@@ -84,9 +86,8 @@ def agreement(maps: Sequence[Float[Tensor, "b p h w"]]) -> Float[Tensor, "b p"]:
     return (of_all - unit.square().sum(dim=3).sum(dim=0)) / max(1, count * (count - 1))
 
 
-def score(evidence: Evidence, presence: Presence) -> Float[Tensor, "b p"]:
+def score(measured: Float[Tensor, "b p"], presence: Presence) -> Float[Tensor, "b p"]:
     """Scores in [0, 1]. Without a calibration they are the measure's own logistic: comparable, but no probability."""
-    measured = MEASURES[presence.measure](evidence)
     return torch.sigmoid(presence.slope * (measured - (presence.middle or 0.0)))
 
 

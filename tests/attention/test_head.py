@@ -12,13 +12,15 @@ from attention import unets
 from ldznet import Predictor, load_head
 from ldznet.attention import CONFIGS, AttentionConfig, AttentionHead, Presence
 from ldznet.attention.config import blocks_at
+from ldznet.attention.denoising import gains, reading_output
 from ldznet.attention.head import rescaled
 from ldznet.attention.prompts import prompts_of
 from ldznet.contracts import AttentionHost, Conditioning, JointSegmenter
-from ldznet.errors import HostError, InputError
+from ldznet.errors import HostError, InputError, TapError
 from ldznet.hosts.tiny import TinyHost
+from ldznet.schedule import seeded_noise
 
-TINY = CONFIGS["tiny"]
+TINY = dataclasses.replace(CONFIGS["tiny"], presence=Presence())  # a calibrated one may take further passes
 PHRASES = ["a red star", "grass", "a blue cat"]
 
 
@@ -37,7 +39,7 @@ def passes(host: TinyHost) -> Iterator[list[int]]:
 
 
 def predictor(host: TinyHost, config: AttentionConfig | None = None, **kwargs: object) -> Predictor:
-    found = Predictor(host, AttentionHead(config), **kwargs)
+    found = Predictor(host, AttentionHead(config or TINY), **kwargs)
     found.set_latents(torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(3)))
     return found
 
@@ -46,8 +48,26 @@ def test_it_is_found_by_name_and_fits_its_host(host: TinyHost) -> None:
     head = load_head("attention")
     assert isinstance(head, JointSegmenter)
     assert isinstance(host, AttentionHost)
-    assert head.fitted_to(host).head_config == TINY
+    assert head.fitted_to(host).head_config == CONFIGS["tiny"]
     assert AttentionHead(dataclasses.replace(TINY, steps=2)).fitted_to(host).head_config.steps == 2
+
+
+def test_without_propagation_no_self_attention_is_read(host: TinyHost) -> None:
+    """The pass then ends before the last level's, and maps are those of the cross-attention alone."""
+    runs: list[str] = []
+    unet = host.models.unet
+    blocks = {name: unet.get_submodule(f"{name}.1.transformer_blocks.0.attn1") for name in ("output_blocks.11",)}
+    handles = [m.register_forward_hook(lambda m, args, out, name=n: runs.append(name)) for n, m in blocks.items()]
+    try:
+        config = dataclasses.replace(TINY, coarse=("2/input",), fine=("2/output",), steps=0)
+        without = predictor(host, config).predict(PHRASES)
+        assert not runs
+        filled = predictor(host, dataclasses.replace(config, steps=3, selves=("1/output.2",))).predict(PHRASES)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert without.logits.shape == filled.logits.shape
+    assert not torch.equal(without.logits, filled.logits)
 
 
 def test_all_phrases_of_an_image_share_a_pass(host: TinyHost, passes: list[int]) -> None:
@@ -99,10 +119,10 @@ def test_an_image_s_masks_do_not_depend_on_the_batch(host: TinyHost) -> None:
 
 def test_a_batch_in_one_pass_is_the_same(host: TinyHost) -> None:
     head = AttentionHead().fitted_to(host)
-    noisy, steps = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([100, 100])
-    logits, scores = head.segment_together(host, noisy, steps, PHRASES)
+    latents = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    logits, scores = head.segment_together(host, latents, PHRASES, 100, 0)
     for i in range(2):
-        alone = head.segment_together(host, noisy[i : i + 1], steps[:1], PHRASES)
+        alone = head.segment_together(host, latents[i : i + 1], PHRASES, 100, 0)
         torch.testing.assert_close(alone[0], logits[i : i + 1], atol=1e-3, rtol=0)
         torch.testing.assert_close(alone[1], scores[i : i + 1], atol=1e-4, rtol=0)
 
@@ -119,8 +139,8 @@ def test_a_common_scale_gives_each_pixel_to_one_phrase_or_to_none(host: TinyHost
     result = predictor(host, dataclasses.replace(TINY, scale="common")).predict(PHRASES)
     assert result.logits.abs().amax() <= TINY.steepness
     head = AttentionHead(dataclasses.replace(TINY, scale="common", background=())).fitted_to(host)
-    noisy = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    logits, _ = head.segment_together(host, noisy, torch.tensor([100]), PHRASES)
+    latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    logits, _ = head.segment_together(host, latents, PHRASES, 100, 0)
     assert torch.isfinite(logits).all()
 
 
@@ -154,6 +174,33 @@ def test_presence_is_marked_where_it_was_calibrated(host: TinyHost) -> None:
     assert not result.masks().any()
 
 
+def test_what_a_phrase_takes_from_the_error_of_the_noise(host: TinyHost) -> None:
+    """By hand for one timestep; nothing for a phrase that the text encoder does not see, and no hook stays."""
+    latents = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    both = gains(host, latents, "a photo of", PHRASES, (400,), seed=7)
+    noise = seeded_noise((1, 4, 16, 16), 7)
+    with torch.no_grad():
+        noisy = host.add_noise(latents[1:], noise, torch.tensor([400]))
+        texts = host.encode_text(["a photo of", "a photo of grass"])
+        errors = [(host.models.unet(noisy, torch.tensor([400]), c[None]) - noise).square().mean() for c in texts]
+    assert both.shape == (2, 3)
+    assert both[1, 1] == pytest.approx(float(1 - errors[1] / errors[0]), abs=1e-4)
+    many = gains(host, latents[:1], "a photo of", PHRASES * 8, (400, 600), seed=7)
+    torch.testing.assert_close(many[:, :3], many[:, -3:], atol=1e-4, rtol=0)  # in passes of 16 texts
+    assert unets.hooks_of(host.models.unet) == 0
+    with pytest.raises(TapError, match="ends in conv_out or out, got a Linear"), reading_output(torch.nn.Linear(1, 1)):
+        pass
+
+
+def test_presence_by_gain(host: TinyHost) -> None:
+    config = dataclasses.replace(TINY, presence=Presence("gain", middle=0.0, slope=100.0, timesteps=(400,)))
+    result = predictor(host, config, seed=7).predict(PHRASES)
+    latents = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(3))
+    expected = torch.sigmoid(100 * gains(host, latents, config.opening, PHRASES, (400,), seed=7))
+    torch.testing.assert_close(result.scores, expected, atol=1e-4, rtol=0)
+    assert result.calibrated
+
+
 def test_rescaling_touches_only_the_phrases_tokens(host: TinyHost) -> None:
     (prompt,) = prompts_of(PHRASES, TINY, host.tokenize)
     given = Conditioning(torch.ones(1, 77, 8), {"pooled": torch.arange(3.0)[None]})
@@ -182,7 +229,7 @@ def test_wrong_input(host: TinyHost) -> None:
     with pytest.raises(InputError, match="b 4 h w"):
         found.set_latents(torch.zeros(1, 3, 16, 16))
     with pytest.raises(InputError, match="positions of self-attention, got 256"):
-        predictor(host, dataclasses.replace(TINY, most_positions=100)).predict(PHRASES)
+        predictor(host, dataclasses.replace(TINY, steps=1, most_positions=100)).predict(PHRASES)
     host.family, unknown = "other", host.family
     try:
         with pytest.raises(HostError, match='got "other"'):

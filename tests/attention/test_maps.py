@@ -104,9 +104,9 @@ def test_measures_rise_with_what_is_there(measure: str) -> None:
 
 
 def test_scores_are_probabilities() -> None:
-    high = score(evidence(0.8), Presence("peak", middle=0.5, slope=10))
+    high = score(MEASURES["peak"](evidence(0.8)), Presence("peak", middle=0.5, slope=10))
     assert high[0, 0] > 0.5 > high[0, 1]
-    bare = score(evidence(0.8), Presence("peak"))
+    bare = score(MEASURES["peak"](evidence(0.8)), Presence("peak"))
     assert ((bare > 0) & (bare < 1)).all()
 
 
