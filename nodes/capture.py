@@ -46,7 +46,9 @@ class CaptureWhileSampling(io.ComfyNode):
                 HeadType.Input("head", tooltip="Says which blocks are captured, and at which step."),
             ],
             outputs=[
-                io.Model.Output("model", display_name="model", tooltip="For the sampler; its pictures stay the same."),
+                io.Model.Output(
+                    "captured_model", display_name="model", tooltip="For the sampler; its pictures stay the same."
+                ),
                 CaptureType.Output("capture", display_name="capture", tooltip="For Segment Captured."),
             ],
         )

@@ -67,7 +67,7 @@ class LoadHead(io.ComfyNode):
                     "python install.py convert LDZNet_txt2mask.ckpt --dtype float16. The help page says more.",
                 )
             ],
-            outputs=[HeadType.Output("head", display_name="head", tooltip="For the segmenting nodes.")],
+            outputs=[HeadType.Output("loaded_head", display_name="head", tooltip="For the segmenting nodes.")],
         )
 
     @classmethod

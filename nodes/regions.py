@@ -32,7 +32,7 @@ class RegionPrompts(io.ComfyNode):
                     "conditioning", display_name="conditioning", tooltip="For the positive input of a KSampler."
                 ),
                 io.Mask.Output(
-                    "background", display_name="background", tooltip="What no region covers: one mask per image."
+                    "uncovered", display_name="background", tooltip="What no region covers: one mask per image."
                 ),
             ],
         )

@@ -313,8 +313,7 @@ class _TinyComfyVAE(comfy.sd.VAE):
         super().__init__(sd=AutoencoderKL(**config["params"]).state_dict(), config=config, dtype=torch.float32)
         self.first_stage_model = parts.FirstStage(vae)
         self.patcher = _patcher(self.first_stage_model, self.device, memory.vae_offload_device())
-        self.size = None
-        self.model_size()
+        self.size = memory.module_size(self.first_stage_model)
 
 
 def _patcher(module: Any, device: Any = None, offload: Any = None) -> Any:

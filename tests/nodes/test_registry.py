@@ -62,6 +62,13 @@ def test_ids_categories_and_tooltips(node: Any) -> None:
     assert all(info["output_name"])
 
 
+def test_ids_are_one_s_own(node: Any) -> None:
+    """ComfyUI 0.3.64 refuses a schema in which an output has an input's id."""
+    schema = node.GET_SCHEMA()
+    ids = [part.id for part in (*schema.inputs, *schema.outputs)]
+    assert len(ids) == len(set(ids))
+
+
 def test_a_seed_is_fixed_and_text_is_taken_as_it_is(node: Any) -> None:
     for part in standin.object_info(node)["input"].values():
         for name, (kind, options) in part.items():

@@ -1,0 +1,83 @@
+"""Makes the pictures of workflows/ and web/docs/ anew, in a real ComfyUI. Run it when the embedded weights change.
+
+python tests/comfyui/pictures.py
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import graphs
+import host
+import page
+from PIL import Image
+
+WORKFLOWS, DOCS = host.ROOT / "workflows", host.ROOT / "web" / "docs"
+SIDE, GAP = 256, 8
+SHOWN = {  # help page's picture: workflow, and which of its outputs by node type
+    "segment": ("1_generate_and_segment", "LDZNetPreview"),
+    "captured": ("3_capture_and_composite", "LDZNetPreview"),
+    "regions": ("4_region_prompts", "PreviewImage"),
+}
+OPERATIONS = {"mode": "soft", "phrases": "", "threshold": 0.5, "refine": "none", "fill_holes": False, "drop_specks": 0}
+
+
+def opened(server: host.Server, entry: dict[str, Any], node_id: str) -> list[Image.Image]:
+    """The pictures that a node of a finished prompt shows."""
+    images = entry["outputs"].get(node_id, {}).get("images", [])
+    return [Image.open(io.BytesIO(server.picture(image))).convert("RGB") for image in images]
+
+
+def row(pictures: list[Image.Image]) -> Image.Image:
+    """Side by side, at one height."""
+    scaled = [p.resize((round(p.width * SIDE / p.height), SIDE), Image.Resampling.LANCZOS) for p in pictures]
+    canvas = Image.new("RGB", (sum(p.width for p in scaled) + GAP * (len(scaled) - 1), SIDE), "white")
+    left = 0
+    for picture in scaled:
+        canvas.paste(picture, (left, 0))
+        left += picture.width + GAP
+    return canvas
+
+
+def operations() -> graphs.Prompt:
+    """A soft mask, a grown one, a feathered one; and a colour map."""
+    prompt = {**graphs.sampled(steps=20, cfg=5.0, seed=3), "segment": graphs.segment("a red star\ngrass")}
+    for name, changes in {"soft": {}, "grown": {"mode": "threshold", "grow": 8}, "feathered": {"feather": 8}}.items():
+        settings = {**OPERATIONS, "grow": 0, "feather": 0, "phrases": "1", **changes}
+        prompt[name] = graphs.node("LDZNetMask", segmentation=["segment", 2], **settings)
+        prompt[f"show {name}"] = graphs.node("MaskPreview", mask=[name, 0])
+    prompt["labels"] = graphs.node("LDZNetLabelMap", segmentation=["segment", 2], background=0.5)
+    prompt["show labels"] = graphs.node("PreviewImage", images=["labels", 1])
+    return prompt
+
+
+def make(server: host.Server) -> None:
+    """Every picture."""
+    infos, shown = server.get("/object_info"), {}
+    for path in sorted(WORKFLOWS.glob("*.json")):
+        prompt = page.to_prompt(path, infos)
+        entry = server.run(prompt)
+        assert host.error_of(entry) is None, host.error_of(entry)
+        for node_id, node in prompt.items():
+            shown.setdefault((path.stem, node["class_type"]), []).extend(opened(server, entry, node_id))
+        pictures = [picture for key, found in shown.items() if key[0] == path.stem for picture in found]
+        row(pictures).save(path.with_suffix(".jpg"), quality=88)
+    for name, key in SHOWN.items():
+        row(shown[key]).save(DOCS / f"{name}.png", optimize=True)
+    entry = server.run(operations())
+    assert host.error_of(entry) is None, host.error_of(entry)
+    masks = [opened(server, entry, f"show {name}")[0] for name in ("soft", "grown", "feathered")]
+    row(masks).save(DOCS / "mask.png", optimize=True)
+    row(opened(server, entry, "show labels")).save(DOCS / "labelmap.png", optimize=True)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        running = host.Server(Path(folder))
+        try:
+            make(running)
+        finally:
+            running.stop()
