@@ -193,12 +193,15 @@ class Run:
 
 def _adamw(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """Fused where this torch can (on a CPU from 2.4 on)."""
-    groups = _weight_decay_groups(module, config.weight_decay)
-    settings: dict[str, Any] = {"lr": config.learning_rate, "betas": (0.9, 0.99)}
+
+    def optimizer(fused: bool) -> torch.optim.Optimizer:
+        groups = _weight_decay_groups(module, config.weight_decay)  # AdamW writes its settings into them
+        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=fused)
+
     try:
-        return torch.optim.AdamW(groups, **settings, fused=True)
+        return optimizer(fused=True)
     except RuntimeError:
-        return torch.optim.AdamW(groups, **settings)
+        return optimizer(fused=False)
 
 
 def _weight_decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
