@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,17 @@ def test_imports_go_one_way(path: Path) -> None:
         assert level or top not in ("ldznet", "nodes"), f"{name} imports {module} absolutely"
         assert level or top not in ONE_FILE or name in ONE_FILE[top], f"{name} imports {module}"
         assert level != depth + 1 or top not in NEVER.get(part, set()), f"{name} imports {module}"
+
+
+NODE_FILES = sorted((ROOT / "nodes").glob("*.py"))
+NODES_MAY = {"__future__", "comfy_api", "folder_paths", "torch"}  # beside the standard library, and what is relative
+
+
+@pytest.mark.parametrize("path", NODE_FILES, ids=lambda p: p.name)
+def test_nodes_reach_the_host_through_its_adapter(path: Path) -> None:
+    for level, module in imports(path):
+        top = module.split(".")[0]
+        assert level or top in NODES_MAY or top in sys.stdlib_module_names, f"{path.name} imports {module}"
 
 
 def test_the_root_imports_nothing_at_module_level() -> None:
