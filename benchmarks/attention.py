@@ -48,10 +48,11 @@ from ldznet.tinyworld import STUFF, world
 CHOOSE, TEST = 500_000, 0
 TINY = CONFIGS["tiny"]
 OTHER_T = 300  # of the second pass that agreement is measured with
+OWN = ("coarse", "fine", "weights", "timestep", "rescaling", "steps", "threshold")  # on the tiny world, for itself
 SELVES = ("1/input.1", "1/output.0", "1/output.1", "1/output.2", "1/output")
 VARIANTS: dict[str, dict[str, Any]] = {
     "as it is": {},
-    "as published for SD": {name: getattr(CONFIGS["sd1"], name) for name in ("coarse", "fine", "weights", "steps")},
+    "as published for SD": {name: getattr(CONFIGS["sd1"], name) for name in OWN},
     "cross-attention at 4 alone": {"coarse": ("4/input", "4/output"), "weights": (1.0, 0.0)},
     "at 2 alone": {"coarse": ("2/input", "2/output"), "weights": (1.0, 0.0)},
     "at 1 alone": {"coarse": ("1/input", "1/output"), "weights": (1.0, 0.0)},
@@ -83,11 +84,11 @@ def arguments() -> argparse.Namespace:
 
 
 class Kept:
-    """Items drawn once; `broad` keeps the phrases of one word (nouns and stuff) and nothing absent."""
+    """Items drawn once; `one_each` keeps one phrase a thing (its colour and noun), stuff, and nothing absent."""
 
-    def __init__(self, dataset: TinyWorldDataset, broad: bool = False) -> None:
+    def __init__(self, dataset: TinyWorldDataset, one_each: bool = False) -> None:
         items = [dataset[i] for i in range(len(dataset))]
-        self.items = [_broad(item) for item in items] if broad else items
+        self.items = [_one_each(item) for item in items] if one_each else items
 
     def __len__(self) -> int:
         return len(self.items)
@@ -96,10 +97,8 @@ class Kept:
         return self.items[index]
 
 
-def _broad(item: Item) -> Item:
-    rows = [
-        i for i, phrase in enumerate(item.phrases) if len(phrase.removeprefix("an ").removeprefix("a ").split()) == 1
-    ]
+def _one_each(item: Item) -> Item:
+    rows = [i for i, kind in enumerate(item.kinds) if kind == "stuff" or len(item.phrases[i].split()) == 3]
     return dataclasses.replace(
         item,
         phrases=tuple(item.phrases[i] for i in rows),
@@ -139,8 +138,8 @@ def summary(outcome: Outcome) -> dict[str, float]:
 
 
 def ablate(host: TinyHost, count: int, only: str) -> Iterator[tuple[str, dict[str, float]]]:
-    """One constant changed at a time: nouns and stuff, each phrase alone, and all of an image's in one pass."""
-    items = Kept(TinyWorldDataset(count, start=CHOOSE, domain="photo"), broad=True)
+    """One constant changed at a time; all phrases of a picture in one pass, and once each in a pass of its own."""
+    items = Kept(TinyWorldDataset(count, start=CHOOSE, domain="photo"), one_each=True)
     for name, change in VARIANTS.items():
         if only in name:
             predictor = Predictor(host, AttentionHead(dataclasses.replace(TINY, **change)))

@@ -17,6 +17,7 @@ ONE_FILE = {
     "comfy": {"hosts/comfyui.py"},
 }
 NEVER = {  # part: what it must not import, relative to ldznet
+    "attention": {"hosts", "models", "predictor", "checkpoints", "train", "evaluate", "cli"},
     "models": {"hosts", "predictor", "checkpoints", "train", "evaluate", "cli"},
     "contracts": {"hosts", "models", "predictor", "checkpoints"},
     "predictor": {"hosts", "train", "evaluate", "cli"},

@@ -87,10 +87,14 @@ SDXL = (
 )
 TINY = dataclasses.replace(  # benchmarks/attention.py chose what differs, on scenes from 500,000 on
     SD,
-    coarse=("2/input", "2/output"),  # 8 x 8: those at 4 are 4 x 4, where a thing is one pixel
-    fine=("1/input", "1/output"),
-    weights=(0.5, 0.5),
-    steps=0,  # its self-attention links a thing to other things more than to itself
+    coarse=("1/input", "1/output"),  # 16 x 16, as SD's coarse maps; at 4, where SD has those, a thing is one pixel
+    fine=(),
+    weights=(1.0, 0.0),
+    timestep=50,
+    timestep_range=(10, 90),
+    rescaling=1.0,
+    steps=0,  # its self-attention spreads a thing over others
+    threshold=0.55,
     opening="a photo of",
     closing="and",
     background=("sky", "grass", "sand", "water", "brick", "night", "snow"),  # all of its stuff

@@ -41,7 +41,7 @@ def segment(
     image: Annotated[Path, typer.Argument(help="The picture.")],
     text: Annotated[list[str], typer.Option(help='A phrase, or "a - b"; may be given several times.')],
     model: Annotated[str, typer.Option(help='"tiny", a diffusers folder, or an SD 1.x file.')] = "tiny",
-    head: Annotated[str, typer.Option(help='"tiny", "tiny-znet" or a .safetensors file.')] = "tiny",
+    head: Annotated[str, typer.Option(help='"attention", "tiny", "tiny-znet" or a .safetensors file.')] = "tiny",
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for masks and overlay.")] = Path("masks"),
     threshold: Annotated[float, typer.Option(help="On probabilities.", min=0, max=1)] = 0.5,
     ensemble: Annotated[int, typer.Option(help="How many (t, noise) pairs to average.", min=1)] = 1,
@@ -112,7 +112,9 @@ def convert(
 
 
 @app.command()
-def info(head: Annotated[str, typer.Argument(help='"tiny", "tiny-znet" or a .safetensors file.')] = "tiny") -> None:
+def info(
+    head: Annotated[str, typer.Argument(help='"attention", "tiny", "tiny-znet" or a .safetensors file.')] = "tiny",
+) -> None:
     """What a head is and asks for. Example: ldznet info tiny"""
     import dataclasses
 
@@ -147,7 +149,7 @@ def train(
 @app.command()
 def evaluate(
     what: Annotated[str, typer.Argument(help='"tiny", "gates", "resolution" or "timestep".')] = "tiny",
-    head: Annotated[str, typer.Option(help='"tiny", "tiny-znet" or a .safetensors file.')] = "tiny",
+    head: Annotated[str, typer.Option(help='"attention", "tiny", "tiny-znet" or a .safetensors file.')] = "tiny",
     scenes: Annotated[int, typer.Option(help="Test scenes each; no training saw them.", min=2)] = 500,
     weights: Annotated[Path | None, typer.Option(help="For the gates: a folder of weights, if not our own.")] = None,
 ) -> None:
