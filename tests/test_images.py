@@ -22,7 +22,7 @@ def transparent_palette() -> Image.Image:
 
 
 def sixteen_bits() -> Image.Image:
-    return Image.fromarray(np.array([[0, 65535]], np.uint16))
+    return Image.fromarray(np.array([[0, 32_896]], np.uint16))
 
 
 # A picture of two pixels, and what they are as red, green, blue.
@@ -33,7 +33,7 @@ PICTURES = {
     "RGBA over white": (Image.new("RGBA", (2, 1), (0, 0, 0, 0)), [[1] * 3, [1] * 3]),
     "LA half": (Image.new("LA", (2, 1), (0, 51)), [[0.6] * 3, [0.6] * 3]),
     "palette": (transparent_palette(), [[1, -1, -1], [1, 1, 1]]),
-    "I;16": (sixteen_bits(), [[-1] * 3, [1] * 3]),
+    "I;16": (sixteen_bits(), [[-1] * 3, [0] * 3]),
     "I of bytes": (Image.fromarray(np.array([[0, 255]], np.int32)), [[-1] * 3, [1] * 3]),
     "F": (Image.fromarray(np.array([[-3, 255]], np.float32)), [[-1] * 3, [1] * 3]),
 }
