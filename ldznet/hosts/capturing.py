@@ -19,6 +19,7 @@ from ..shapes import Float, Size
 from ..taps import reading
 
 FAR = 150  # timesteps between the captured step and the head's own, beyond which masks suffer
+KEPT = 8  # runs: ComfyUI gives a Capture node's output to every graph that has the same inputs to it
 CROPS = "not captured: every positive conditioning covers only a part of the picture"
 
 
@@ -73,6 +74,8 @@ class Capture:
         try:
             yield run
             self._done[key] = _at_rest(run)
+            for oldest in list(self._done)[:-KEPT]:
+                del self._done[oldest]
         finally:
             self._running = before
 
@@ -100,15 +103,15 @@ class Capture:
         fitting = [run for run in self._done.values() if any(_same(samples, own) for own in run.samples)]
         if len(fitting) == 1:
             return fitting[0]
-        if not self._done:
+        if fitting:
             raise HostError(
-                "Expected features captured while sampling, got none: the sampler's result came from the cache, or it "
-                "ran without the captured model. Connect its model to Capture While Sampling and change its seed once. "
-                "(socket: capture)"
+                f"Expected one sampler run that returned this latent, got {len(fitting)}. Give each sampler its own "
+                "Capture node. (socket: latent)"
             )
         raise HostError(
-            f"Expected one sampler run that returned this latent, got {len(fitting)} of {len(self._done)}. Give each "
-            "sampler its own Capture node, and connect the latent as the sampler gave it. (socket: latent)"
+            f"Expected features captured while this latent was sampled, got none among {len(self._done)} runs. Connect "
+            "the latent as the sampler with the captured model gave it, give each sampler its own Capture node, and if "
+            "its result came from the cache, change its seed once. (socket: capture)"
         )
 
     def notes(self, run: Run) -> list[str]:

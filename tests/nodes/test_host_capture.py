@@ -107,7 +107,7 @@ def test_an_empty_capture_says_what_to_do(server: host.Server) -> None:
     prompt["show"] = graphs.save(["segment", 0], "mask")
     failed = host.error_of(server.run(prompt))
     assert failed is not None
-    assert re.search(r"Expected features captured.*got none.*change its seed once", failed), failed
+    assert re.search(r"Expected features captured.*got none among.*change its seed once", failed), failed
 
 
 @pytest.mark.slow
