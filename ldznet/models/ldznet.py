@@ -44,10 +44,12 @@ class LDZNet(UNet):
         super().__init__(config.unet, config.tap_specs, config.latent_grid, operations)
         self.head_config = config
         width, channels = config.unet.model_channels, config.mask_channels
-        self.out = nn.Sequential(
-            operations.GroupNorm(NUM_GROUPS, width), nn.SiLU(), operations.Conv2d(width, channels[0], 3, padding=1)
-        )
         published = channels == (1,)
+        # As many groups as channels would leave each channel's mean out: all and nothing would look the same.
+        groups = NUM_GROUPS if published else 1
+        self.out = nn.Sequential(
+            operations.GroupNorm(groups, width), nn.SiLU(), operations.Conv2d(width, channels[0], 3, padding=1)
+        )
         self.final = published_mask_head(operations) if published else wide_mask_head(channels, operations)
         if config.has_presence:
             self.presence_head = nn.Sequential(

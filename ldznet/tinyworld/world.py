@@ -38,7 +38,7 @@ def head_config(network: str) -> HeadConfig:
         latent_grid=(LATENT, LATENT),
         size_multiple=32,
         timestep=200,
-        timestep_range=(100, 300),
+        timestep_range=(50, 350),
         template="{}",
         mask_channels=(64, 32, 16),
         has_presence=True,

@@ -19,7 +19,7 @@ from ..phrases import fill
 from .engine import channels_last
 
 ABSENT_SHARE = 0.2
-DICE_WEIGHT, PRESENCE_WEIGHT = 0.5, 0.2
+DICE_WEIGHT, PRESENCE_WEIGHT = 1.0, 0.2
 
 
 def start_from(head: LDZNet, module: nn.Module) -> int:

@@ -1,7 +1,9 @@
 """Training the tiny latent diffusion model: UNet and text encoder together, on captions alone.
 
-The model predicts the noise; the loss weights are min-SNR (Hang et al., ICCV 2023), which for predicting noise is
-min(SNR, gamma) / SNR. A tenth of the captions is dropped, for classifier-free guidance.
+The model predicts the noise. Where noise dominates, its loss is weighted as that of v (Salimans and Ho, ICLR 2022),
+1 / alpha: an error in the noise is divided by sqrt(alpha) on its way into the picture, and unweighted it left the
+brightness of whole pictures adrift. Where the picture dominates, min-SNR bounds the weight (Hang et al., ICCV 2023).
+A tenth of the captions is dropped, for classifier-free guidance.
 """
 
 from __future__ import annotations
@@ -28,8 +30,10 @@ class Denoising(nn.Module):
     def __init__(self, unet: UNet, text: TextEncoder) -> None:
         super().__init__()
         self.unet, self.text = unet, text
-        snr = alphas_cumprod() / (1 - alphas_cumprod())
-        self.register_buffer("weights", (snr.clamp(max=MIN_SNR_GAMMA) / snr).float(), persistent=False)
+        alphas = alphas_cumprod()
+        snr = alphas / (1 - alphas)
+        weights = snr.clamp(max=MIN_SNR_GAMMA) / snr / alphas
+        self.register_buffer("weights", weights.float(), persistent=False)
 
     def forward(
         self, latents: Tensor, noise: Tensor, timesteps: Tensor, ids: Tensor

@@ -183,3 +183,11 @@ def test_they_compile_without_a_break() -> None:
     head = build_head(HeadConfig(**fields)).eval()
     compiled_like_eager(head, inputs(head, (4, 3)))
     compiled_like_eager(UNet(unet).eval(), inputs(head, (4, 3))[:3])
+
+
+@pytest.mark.parametrize(("mask_head", "tells"), [("published", False), ("wide", True)])
+def test_the_wide_mask_head_sees_the_mean_of_a_channel(mask_head: str, tells: bool) -> None:
+    out = head_of("znet", mask_head=mask_head).out
+    features = torch.randn(1, 32, 8, 8, generator=torch.Generator().manual_seed(0))
+    raised = features + torch.arange(32.0)[None, :, None, None]
+    assert torch.allclose(out(features), out(raised), atol=1e-3) is not tells
