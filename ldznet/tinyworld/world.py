@@ -19,7 +19,10 @@ from .vae import TinyVAE
 from .words import VOCABULARY
 
 WEIGHTS = Path(__file__).parent / "weights"
-UNET = UNetConfig(model_channels=32, channel_mult=(1, 2, 2, 2), num_heads=4, context_dim=64)
+# 64 channels, not 32: hosts fix 32 groups of norms, and a group of one channel takes out that channel's mean, so that
+# a text could not say how bright or of which tint a picture is.
+UNET = UNetConfig(model_channels=64, channel_mult=(1, 1, 1, 1), num_heads=4, context_dim=64)
+HEAD = UNetConfig(model_channels=32, channel_mult=(1, 2, 2, 2), num_heads=4, context_dim=64, out_channels=1)
 PIXELS = 128
 LATENT = PIXELS // 8
 # Words of phrases and captions, and those of the published templates: each is one token.
@@ -30,10 +33,9 @@ Module = TypeVar("Module", bound=nn.Module)
 
 def head_config(network: str) -> HeadConfig:
     """The embedded heads' configuration: a wider mask head than the published one, and a presence output."""
-    fields = {**vars(UNET), "out_channels": 1}
     return HeadConfig(
         network=network,
-        unet=UNetConfig(**fields),
+        unet=HEAD,
         host_unet=UNET,
         latent_grid=(LATENT, LATENT),
         size_multiple=32,
