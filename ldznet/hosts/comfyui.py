@@ -6,9 +6,10 @@ LoRAs stay applied, and nothing here outlives a call except the objects that it 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -164,7 +165,8 @@ class ComfyHost:
         sigmas = sampling.sigma(timesteps.cpu()).to(self.device, torch.float32)
         conds = base.extra_conds(noise=latents, latent_image=latents, device=self.device, cross_attn=context)
         inputs = {name: cond.cond for name, cond in conds.items()}
-        return extract_taps(_unet(self.model), blocks, lambda: base.apply_model(latents, sigmas, **inputs))
+        with _uncompiled(base) as unet:
+            return extract_taps(unet, blocks, lambda: base.apply_model(latents, sigmas, **inputs))
 
     def _encode(self, clip: Any, phrase: str) -> Tensor:
         tokens = clip.tokenize(BRACKET.sub(r"\\\1", phrase), return_word_ids=True)
@@ -323,9 +325,20 @@ def _patcher(module: Any, device: Any = None, offload: Any = None) -> Any:
 
 
 def _unet(model: Any) -> Any:
-    """The UNet, out of the wrapper of `torch.compile`, inside which hooks would not run."""
+    """The UNet, out of the wrapper of `torch.compile`."""
     unet = model.model.diffusion_model
     return getattr(unet, "_orig_mod", unet)
+
+
+@contextlib.contextmanager
+def _uncompiled(base: Any) -> Iterator[Any]:
+    """`base` without the wrapper of `torch.compile`, inside which hooks would not run, around its UNet; gives that."""
+    wrapped = base.diffusion_model
+    try:
+        base.diffusion_model = getattr(wrapped, "_orig_mod", wrapped)
+        yield base.diffusion_model
+    finally:
+        base.diffusion_model = wrapped
 
 
 def _require_sd1(model: Any) -> int:

@@ -35,6 +35,7 @@ SHELL = {  # the smallest first stage that ComfyUI's VAE builds itself; the tiny
 def unet_config() -> dict[str, Any]:
     """ComfyUI's configuration of SD 1.5's UNet, at the tiny world's widths."""
     tiny = world.UNET
+    attends = [int(2**level in tiny.attention_downsampling) for level in range(len(tiny.channel_mult))]
     return {
         "image_size": 32,
         "in_channels": tiny.in_channels,
@@ -45,9 +46,9 @@ def unet_config() -> dict[str, Any]:
         "num_heads": tiny.num_heads,
         "num_head_channels": -1,
         "use_spatial_transformer": True,
-        "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+        "transformer_depth": [depth for depth in attends for _ in range(tiny.num_res_blocks)],
         "transformer_depth_middle": 1,
-        "transformer_depth_output": [1] * 9 + [0] * 3,
+        "transformer_depth_output": [depth for depth in attends for _ in range(tiny.num_res_blocks + 1)],
         "context_dim": tiny.context_dim,
         "legacy": False,
         "use_linear_in_transformer": False,

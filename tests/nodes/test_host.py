@@ -176,8 +176,8 @@ def test_text_is_read_from_the_last_layer_with_brackets_as_letters(server: host.
     assert torch.equal(a, b)
 
 
-def probabilities(server: host.Server, kind: str | None, sampled: bool = False) -> torch.Tensor:
-    """Soft maps under a changed model; the latent is the same, unless `sampled` with it."""
+def probabilities(server: host.Server, kind: str | None) -> torch.Tensor:
+    """Soft maps of the same latent under a changed model."""
     prompt = {**graphs.sampled(), "segment": graphs.segment("a red star")}
     if kind:
         prompt["changed"] = graphs.node("ProbeModel", model=["world", 0], kind=kind)
@@ -187,11 +187,12 @@ def probabilities(server: host.Server, kind: str | None, sampled: bool = False) 
     return server.saved("maps")[0]["probabilities"]
 
 
-def test_loras_count_and_foreign_patches_do_not(server: host.Server) -> None:
+def test_loras_count_and_foreign_patches_and_compilation_do_not(server: host.Server) -> None:
     plain = probabilities(server, None)
     assert torch.equal(probabilities(server, "attention"), plain)
     assert not torch.equal(probabilities(server, "lora"), plain)
     assert torch.equal(probabilities(server, None), plain)
+    assert torch.equal(probabilities(server, "compiled"), plain)
 
 
 @pytest.mark.parametrize("kind", ["inpainting", "v_prediction"])

@@ -48,7 +48,7 @@ class ProbeModel:
     """`model` in another shape: with a LoRA, with foreign patches, with nine channels, or of another family."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "change", "probe"
-    KINDS = ("lora", "attention", "inpainting", "sdxl", "v_prediction", "counted")
+    KINDS = ("lora", "attention", "inpainting", "sdxl", "v_prediction", "compiled", "counted")
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -100,6 +100,11 @@ class ProbeModel:
 
         model = model.clone()
         model.add_object_patch("model_sampling", Sampling(model.model.model_config))
+        return model
+
+    def compiled(self, model):
+        model = model.clone()
+        model.add_object_patch("diffusion_model", torch.compile(model.model.diffusion_model, backend="eager"))
         return model
 
     def counted(self, model):
