@@ -32,7 +32,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 STAGES: dict[str, TrainConfig] = {  # in the order in which `ldznet train all` runs them
     "vae": TrainConfig(2600, 16, 1.5e-3, warmup=100, weight_decay=0.0, ema=0.998, precision="bf16", compile=True),
-    "ldm": TrainConfig(11_000, 16, 1e-3, ema=0.999),
+    "ldm": TrainConfig(13_000, 16, 1e-3, ema=0.999),
     "ldznet": TrainConfig(5_000, 16, 1e-3, ema=0.998),
     "znet": TrainConfig(1_500, 16, 5e-4, ema=0.998),
     "classifier": TrainConfig(2_500, 32, 2e-3, ema=0.998),
