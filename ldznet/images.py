@@ -1,4 +1,4 @@
-"""Pictures as people have them, brought to pixels b 3 h w in [-1, 1]; and resizing that does not shift."""
+"""Pictures as people have them, brought to pixels b 3 h w in [-1, 1], and back; and resizing that does not shift."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from .errors import InputError
-from .shapes import Float, Size
+from .shapes import Float, Size, UInt8
 
 EXPECTED = "a PIL image, a uint8 array h w 3, or a float tensor b 3 h w in [-1, 1]"
 
@@ -35,6 +35,11 @@ def to_pixels(image: Any) -> Float[Tensor, "b 3 h w"]:
     if low < -1.01 or high > 1.01:
         raise InputError(f"Expected pixels in [-1, 1], got {low:.2f} .. {high:.2f}. Divide by 127.5 and subtract 1.")
     return pixels
+
+
+def to_pictures(pixels: Float[Tensor, "b 3 h w"]) -> UInt8[np.ndarray, "b h w 3"]:
+    """The way back: uint8 pictures of `pixels`; what lies outside of [-1, 1] is cut."""
+    return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def require_finite(tensor: Tensor, name: str) -> None:

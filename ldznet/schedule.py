@@ -20,10 +20,17 @@ def alphas_cumprod() -> Float[Tensor, " 1000"]:
 
 
 def add_noise(
-    latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], timesteps: Int[Tensor, " b"]
+    latents: Float[Tensor, "b c h w"],
+    noise: Float[Tensor, "b c h w"],
+    timesteps: Int[Tensor, " b"],
+    alphas: Float[Tensor, " 1000"] | None = None,
 ) -> Float[Tensor, "b c h w"]:
-    """sqrt(a_t) * latents + sqrt(1 - a_t) * noise (DDPM, equation 4), in the dtype of `latents`."""
-    a = alphas_cumprod()[timesteps.cpu()][:, None, None, None]  # indexed on the CPU: MPS has no float64
+    """sqrt(a_t) * latents + sqrt(1 - a_t) * noise (DDPM, equation 4), in the dtype of `latents`.
+
+    `alphas`: the schedule's products of 1 - beta on the CPU; None for SD's own.
+    """
+    levels = alphas_cumprod() if alphas is None else alphas
+    a = levels[timesteps.cpu()][:, None, None, None]  # indexed on the CPU: MPS has no float64
     signal, sigma = (level.sqrt().to(latents.dtype).to(latents.device) for level in (a, 1 - a))
     return signal * latents + sigma * noise
 

@@ -40,7 +40,11 @@ class Segmented:
 
     def masks(self, threshold: float) -> Float[Tensor, "b p h w"]:
         """0 or 1, at the picture's size; zeros for a phrase that was not found."""
-        return ((self.probabilities() > threshold) & self.result.found[:, :, None, None]).float()
+        return (self.soft() > threshold).float()
+
+    def soft(self) -> Float[Tensor, "b p h w"]:
+        """The probabilities, zeros for a phrase that was not found."""
+        return self.probabilities() * self.result.found[:, :, None, None]
 
 
 @contextlib.contextmanager

@@ -57,8 +57,7 @@ class LabelMap(io.ComfyNode):
     def execute(cls, segmentation: Segmented, background: float) -> Any:
         """See ComfyNode."""
         result = segmentation.result
-        probabilities = segmentation.probabilities() * result.found[:, :, None, None]
-        labels = masks.label_map(probabilities, background)
+        labels = masks.label_map(segmentation.soft(), background)
         count = len(result.phrases)
         regions = [regions_of(labels[b], result.phrases, result.scores[b]) for b in range(len(labels))]
         boxes = [[box_of(seg) for seg in image] for image in regions]

@@ -53,15 +53,14 @@ class MaskFromSegmentation(io.ComfyNode):
     ) -> Any:
         """See ComfyNode."""
         chosen = pick(phrases, segmentation.result.phrases)
-        found = segmentation.result.found[:, chosen]
-        soft = (segmentation.probabilities()[:, chosen] * found[:, :, None, None]).amax(dim=1).cpu()
+        soft = segmentation.soft()[:, chosen].amax(dim=1).cpu()
         mask = refined(soft, image, refine)
         if mode == "threshold":
             mask = (mask > threshold).float()
         mask = masks.drop_specks(mask, drop_specks)
         mask = masks.fill_holes(mask) if fill_holes else mask
         mask = masks.feather(masks.grow(mask, grow), feather)
-        return io.NodeOutput(mask_of(mask), bool(found.any()))
+        return io.NodeOutput(mask_of(mask), bool(segmentation.result.found[:, chosen].any()))
 
 
 def refined(soft: Float[Tensor, "b h w"], image: Any, refine: str) -> Float[Tensor, "b h w"]:

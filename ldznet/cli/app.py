@@ -80,15 +80,16 @@ def generate(
     from PIL import Image
 
     from ..hosts.tiny import TinyHost
-    from .demo import picture_of
+    from ..images import to_pictures
+    from .sheet import save_png
 
     host = TinyHost.load()
     with console.status("Generating …"):
-        pictures = picture_of(host, host.generate(captions, seed, steps, guidance))
+        pictures = to_pictures(host.decode_latents(host.generate(captions, seed, steps, guidance)))
     out.mkdir(parents=True, exist_ok=True)
     for i, picture in enumerate(pictures):
         path = out / f"{i:03d}.png"
-        Image.fromarray(picture).save(path)
+        save_png(Image.fromarray(picture), path)
         typer.echo(f"{path}: {captions[i]}")
 
 

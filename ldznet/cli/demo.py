@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from .. import tinyworld
-from ..contracts import Host
 from ..hosts.tiny import TinyHost
+from ..images import to_pictures
 from ..models import LDZNet
 from ..predictor import Predictor
 from ..segmentation import Segmentation
-from .sheet import Row, sheet
+from .sheet import Row, save_png, sheet
 
 CAPTIONS = {
     "a photo of a red star on grass": ("a red star", "grass", "a blue cat"),
@@ -33,21 +32,13 @@ def demo(host: TinyHost, head: LDZNet, seed: int, out: Path) -> Path:
         "LD-ZNet on its tiny world: words in, mask out. Above, from fresh latents; below, rendered, with the truth."
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_suffix(".partial.png")
-    sheet(rows, heading).save(partial)
-    partial.replace(out)
+    save_png(sheet(rows, heading), out)
     return out
-
-
-def picture_of(host: Host, latents: torch.Tensor) -> np.ndarray:
-    """Latents decoded to a uint8 array b h w 3."""
-    pixels = host.decode_latents(latents).clamp(-1, 1)
-    return ((pixels + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def _generated(host: TinyHost, predictor: Predictor, seed: int) -> list[Row]:
     latents = host.generate(list(CAPTIONS), seed)
-    pictures = picture_of(host, latents)
+    pictures = to_pictures(host.decode_latents(latents))
     rows = []
     for i, (caption, phrases) in enumerate(CAPTIONS.items()):
         predictor.set_latents(latents[i : i + 1])

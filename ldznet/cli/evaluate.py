@@ -22,18 +22,10 @@ from .progress import console, progress_bar
 TEST_SEED = 0  # scenes 0 .. count - 1; no training saw a seed below 1,000,000
 
 
-class Scenes:
-    """The test scenes of some domains, drawn when asked for; `size` in pixels."""
-
-    def __init__(self, count: int, domains: Sequence[str], size: int = 128) -> None:
-        self.parts = [TinyWorldDataset(count, start=TEST_SEED, domain=domain, size=size) for domain in domains]
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Item:
-        return self.parts[index % len(self.parts)][index]
+def drawn(count: int, domains: Sequence[str], size: int = 128) -> list[Item]:
+    """The test scenes, each of one of `domains` in turn; `size` in pixels."""
+    parts = [TinyWorldDataset(count, start=TEST_SEED, domain=domain, size=size) for domain in domains]
+    return [parts[i % len(parts)][i] for i in range(count)]
 
 
 def tiny(head: str, count: int) -> Table:
@@ -42,15 +34,15 @@ def tiny(head: str, count: int) -> Table:
     predictor = Predictor(host, load_head(head))
     table = _table(f"{head} on {count} unseen scenes each")
     for name, domains in (("T0 photo", DOMAINS[:1]), ("T3 other domains", DOMAINS[1:])):
-        scenes = Scenes(count, domains)
-        outcome = _run(f"{name}", benchmark.segment_with(predictor), scenes)
+        scenes = drawn(count, domains)
+        outcome = _run(name, benchmark.segment_with(predictor), scenes)
         coloured = outcome.things & benchmark.names_colour(outcome.phrases)
         _rows(table, name, outcome)
         _row(table, f"{name}, things with a distractor", outcome, outcome.things & outcome.distracted)
         _row(table, f"{name}, things by colour", outcome, coloured)
         _rows(table, f"{name}, whole image", _run("whole image", benchmark.whole_image, scenes))
         _row(table, f"{name}, nearest colour", _run("nearest colour", benchmark.nearest_colour, scenes), coloured)
-        console.print(_presence(name, outcome))
+        console.print(_presence(name, outcome, predictor.config.presence_threshold))
     return table
 
 
@@ -59,7 +51,7 @@ def resolution(head: str, count: int) -> Table:
     host, loaded = TinyHost.load(), load_head(head)
     table = _table(f"{head} on latents of other sizes, {count} photo scenes")
     for scale in sweeps.SCALES:
-        scenes = Scenes(count, DOMAINS[:1], size=round(128 * scale))
+        scenes = drawn(count, DOMAINS[:1], size=round(128 * scale))
         for name, segment in sweeps.by_resolution(host, loaded):
             _rows(table, f"{scale}x, {name}", _run(name, segment, scenes))
     return table
@@ -68,8 +60,9 @@ def resolution(head: str, count: int) -> Table:
 def timestep(head: str, count: int) -> Table:
     """Photo scenes with taps from other timesteps."""
     table = _table(f"{head} by timestep of its taps, {count} photo scenes")
+    scenes = drawn(count, DOMAINS[:1])
     for name, segment in sweeps.by_timestep(TinyHost.load(), load_head(head)):
-        _rows(table, name, _run(name, segment, Scenes(count, DOMAINS[:1])))
+        _rows(table, name, _run(name, segment, scenes))
     return table
 
 
@@ -83,7 +76,7 @@ def gate_table(weights: Path, count: int) -> Table:
     return table
 
 
-def _run(label: str, segment: Segment, scenes: Scenes) -> Outcome:
+def _run(label: str, segment: Segment, scenes: Sequence[Item]) -> Outcome:
     with progress_bar(label) as progress:
         return benchmark.run(segment, scenes, progress)
 
@@ -106,10 +99,10 @@ def _row(table: Table, name: str, outcome: Outcome, rows: np.ndarray) -> None:
     table.add_row(name, str(f.phrases), middle, f"{f.miou_30:.3f}", best, f"{f.iou_fg:.3f}", f"{f.ap:.3f}")
 
 
-def _presence(name: str, outcome: Outcome) -> str:
+def _presence(name: str, outcome: Outcome, threshold: float) -> str:
     """One line on presence: AUROC, and how many are found at the head's threshold."""
     everything, hard = benchmark.presence(outcome)
-    found, false = (outcome.scores >= 0.5).mean(), (outcome.absent_scores >= 0.5).mean()
+    found, false = (outcome.scores >= threshold).mean(), (outcome.absent_scores >= threshold).mean()
     return (
         f"{name}: presence AUROC {everything:.3f}, against near misses {hard:.3f} ({outcome.absent_hard.mean():.0%} "
         f"of the absent); found {found:.1%} of the present and {false:.1%} of the absent."

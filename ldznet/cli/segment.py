@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..images import to_pixels
+from ..images import to_pictures, to_pixels
 from ..segmentation import Segmentation
-from .sheet import overlay
+from .sheet import overlay, save_png
 
 
 def write_masks(picture: Image.Image, result: Segmentation, threshold: float, out: Path) -> Iterator[str]:
@@ -19,18 +19,12 @@ def write_masks(picture: Image.Image, result: Segmentation, threshold: float, ou
     masks = result.masks(threshold)[0].cpu().numpy()
     for i, phrase in enumerate(result.phrases):
         path = out / f"{i:02d}_{_file_name(phrase)}.png"
-        _save(Image.fromarray(masks[i].astype(np.uint8) * 255), path)
+        save_png(Image.fromarray(masks[i].astype(np.uint8) * 255), path)
         state = "found" if result.found[0, i] else "not found"
         yield f"{path}: {phrase}, {state}, score {result.scores[0, i]:.2f}, {masks[i].mean():.1%} of the image"
-    upright = ((to_pixels(picture)[0].permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()
-    _save(Image.fromarray(overlay(upright, masks)), out / "overlay.png")
+    upright = to_pictures(to_pixels(picture))[0]
+    save_png(Image.fromarray(overlay(upright, masks)), out / "overlay.png")
     yield f"{out / 'overlay.png'}: all of them"
-
-
-def _save(image: Image.Image, path: Path) -> None:
-    partial = path.with_suffix(".partial.png")
-    image.save(partial)
-    partial.replace(path)
 
 
 def _file_name(phrase: str) -> str:

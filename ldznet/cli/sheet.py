@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -49,6 +50,13 @@ def sheet(rows: Sequence[Row], heading: str) -> Image.Image:
     for i, row in enumerate(rows):
         _draw_row(page, pen, row, 40 + i * (CELL + 3 * LINE + GAP))
     return page
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    """Writes `image`, whole or not at all."""
+    partial = path.with_suffix(".partial.png")
+    image.save(partial)
+    partial.replace(path)
 
 
 def _draw_row(page: Image.Image, pen: ImageDraw.ImageDraw, row: Row, top: int) -> None:

@@ -49,7 +49,9 @@ class Figures:
     ap: float
 
 
-def run(segment: Segment, items: Dataset, progress: Callable[[int, int], None] | None = None) -> Outcome:
+def run(
+    segment: Segment, items: Dataset | Sequence[Item], progress: Callable[[int, int], None] | None = None
+) -> Outcome:
     """Segments every present phrase of `items`, and scores every absent one."""
     parts, rows, absent = [], [], []
     for number in range(len(items)):

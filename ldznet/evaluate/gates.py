@@ -13,16 +13,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
+from ..attention.reading import reading_attention
 from ..checkpoints import load_weights
 from ..data import TinyWorldDataset
 from ..data.cache import images_to_pixels
 from ..data.items import Item
 from ..errors import CheckpointError
 from ..hosts.tiny import TinyHost
-from ..models.layers import CrossAttention
 from ..schedule import seeded_noise
 from ..tinyworld.namer import Namer, labels_of
 from ..tinyworld.words import PREFIXES
@@ -115,34 +114,17 @@ def noun_attention(host: TinyHost, items: Sequence[Item]) -> Tensor:
     """Softmaxed cross-attention of each caption's noun, b 8 8: mean over heads and the 8 x 8 blocks, at t = 200."""
     latents = torch.cat(list(map(host.encode_image, _batches(items))))
     captions = [item.captions[0] for item in items]
-    context = host.encode_text(captions)
     nouns = [item.phrases[0].split()[-1] for item in items]
     places = torch.tensor([caption.split().index(noun) + 1 for caption, noun in zip(captions, nouns, strict=True)])
     timesteps = torch.full((len(items),), ATTENTION_TIMESTEP)
     noisy = host.add_noise(latents, seeded_noise((1, *latents.shape[1:]), 0).expand_as(latents), timesteps)
-    side = latents.shape[2] // ATTENTION_STRIDE
-    maps: list[Tensor] = []
-
-    def keep(attention: CrossAttention, args: tuple, kwargs: dict, output: Tensor) -> None:
-        if args[0].shape[1] == side**2:
-            maps.append(_attention(attention, args[0], args[1])[torch.arange(len(items)), :, places])
-
-    layers = [layer for name, layer in host.models.unet.named_modules() if name.endswith("attn2")]
-    hooks = [layer.register_forward_hook(keep, with_kwargs=True) for layer in layers]
-    try:
-        host.models.unet(noisy, timesteps, context)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return rearrange(torch.stack(maps).mean(0), "b (h w) -> b h w", h=side)
-
-
-def _attention(attention: CrossAttention, x: Tensor, context: Tensor) -> Tensor:
-    """Softmaxed weights b n m of a cross-attention layer, the mean over its heads."""
-    q, k = (
-        rearrange(t, "b n (h c) -> b h n c", h=attention.heads) for t in (attention.to_q(x), attention.to_k(context))
+    blocks = [spec.block for spec in host.specs.values() if spec.stride == ATTENTION_STRIDE]
+    size = (latents.shape[2], latents.shape[3])
+    conditioning = host.condition(captions)
+    attention = host.observe(
+        noisy, timesteps, conditioning, lambda unet: reading_attention(unet, blocks, (), host.specs, size)
     )
-    return (q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).softmax(dim=-1).mean(dim=1)
+    return torch.stack(list(attention.cross.values())).mean(0)[torch.arange(len(items)), places]
 
 
 def _grown(mask: Tensor) -> Tensor:

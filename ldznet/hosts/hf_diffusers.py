@@ -19,6 +19,7 @@ from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, con
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from .. import schedule
 from ..clip_bpe import CONTEXT_LENGTH, Tokenizer, require_length
 from ..contracts import Block, Conditioning, Observer, T, Taps, TapSpec
 from ..errors import CheckpointError, HostError, InputError
@@ -159,8 +160,7 @@ class DiffusersHost:
         self, latents: Float[Tensor, "b 4 h w"], noise: Float[Tensor, "b 4 h w"], timesteps: Int[Tensor, " b"]
     ) -> Float[Tensor, "b 4 h w"]:
         """sqrt(a_t) * latents + sqrt(1 - a_t) * noise by the model's own schedule, in the dtype of `latents`."""
-        a = self._alphas[timesteps.cpu()][:, None, None, None]
-        return a.sqrt().to(latents) * latents + (1 - a).sqrt().to(latents) * noise
+        return schedule.add_noise(latents, noise, timesteps, self._alphas)
 
     @torch.no_grad()
     def extract(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ldznet.attention.reading import probabilities
 from ldznet.data import TinyWorldDataset
 from ldznet.errors import CheckpointError
 from ldznet.evaluate import gates
@@ -53,7 +54,8 @@ def test_noun_attention_reads_the_noun_and_leaves_no_hook(host: TinyHost) -> Non
 
 def test_attention_weights_sum_to_one(host: TinyHost) -> None:
     layer = host.models.unet.input_blocks[4][1].transformer_blocks[0].attn2
-    weights = gates._attention(layer, torch.randn(2, 64, 64), torch.randn(2, 77, 64))
+    query, key = layer.to_q(torch.randn(2, 64, 64)), layer.to_k(torch.randn(2, 77, 64))
+    weights = probabilities(query, key, layer.heads)
     assert torch.allclose(weights.sum(dim=2), torch.ones(2, 64))
 
 
