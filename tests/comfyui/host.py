@@ -149,12 +149,16 @@ class Messages:
 
     def until_done(self) -> list[dict[str, Any]]:
         """Every message up to and with the end of a prompt."""
+        return self.until("execution_success", "execution_error", "execution_interrupted")
+
+    def until(self, *types: str) -> list[dict[str, Any]]:
+        """Every message up to and with the first of one of `types`."""
         found = []
         while True:
             message = self._next()
             if message is not None:
                 found.append(message)
-                if message["type"] in ("execution_success", "execution_error", "execution_interrupted"):
+                if message["type"] in types:
                     return found
 
     def close(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from typing import Any
 
 import pytest
@@ -42,12 +41,12 @@ def test_two_samplers_on_one_model(server: host.Server, captures: int) -> None:
 
 
 def test_a_cancelled_run_leaves_nothing_and_can_be_repeated(server: host.Server) -> None:
-    prompt = graphs.captured(seed=22, steps=60)
+    prompt = graphs.captured(seed=22, steps=600)
     prompt["state"] = graphs.node("ProbeState", model=["world", 0], after=["segment", 0])
     prompt |= {"show": graphs.save(["segment", 4], "report"), "show state": graphs.save(["state", 0], "state")}
     messages = host.Messages(server)
     queued = server.post("/prompt", {"prompt": prompt, "client_id": server.client})["prompt_id"]
-    time.sleep(3)
+    messages.until("progress", "execution_success")
     server.post("/interrupt", {})
     assert messages.until_done()[-1]["type"] == "execution_interrupted"
     messages.close()

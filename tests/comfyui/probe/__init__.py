@@ -75,7 +75,8 @@ class ProbeModel:
 
     def inpainting(self, model):
         other = self._rebuilt(model, in_channels=9)
-        state = dict(model.model.diffusion_model.state_dict())
+        unet = model.model.diffusion_model
+        state = dict(getattr(unet, "_orig_mod", unet).state_dict())  # a compiled clone of it may be loaded
         first = state["input_blocks.0.0.weight"]
         state["input_blocks.0.0.weight"] = torch.cat([first, torch.full_like(first, 0.01), first[:, :1] * 0.1], 1)
         other.model.diffusion_model.load_state_dict(state)
