@@ -16,7 +16,7 @@ from ..train import recipe
 from .progress import progress_bar
 
 JUDGES = ("classifier", "probe")
-JUDGES_IMAGES = 12_000
+JUDGES_IMAGES = 40_000
 JUDGES_SEED = 5_000_000  # one thing each; apart from every other scene that anything learns from
 
 
@@ -48,18 +48,19 @@ def train(name: str, setting: Setting) -> Iterator[Path]:
     for stage in stages(name):
         config = dataclasses.replace(recipe.STAGES[stage], **changes)
         cache = _cache(setting, stage)
-        yield from _run(recipe.Stage(stage, config, cache, setting.out / stage, setting.weights))
+        singles = _cache(setting, "probe") if stage == "ldm" and setting.data == "tinyworld" else None
+        yield from _run(recipe.Stage(stage, config, cache, setting.out / stage, setting.weights), singles)
 
 
-def _run(stage: recipe.Stage) -> list[Path]:
+def _run(stage: recipe.Stage, singles: Cache | None) -> list[Path]:
     with progress_bar(f"Training {stage.name}") as progress:
         if stage.name == "vae":
             return recipe.train_vae(stage, progress)
-        if stage.name == "ldm":
-            return recipe.train_ldm(stage, progress)
-        host = TinyHost.load(weights=stage.weights)
         if stage.name in JUDGES:
-            return recipe.train_namer(stage, host, progress)
+            return recipe.train_namer(stage, progress)
+        if stage.name == "ldm":
+            return recipe.train_ldm(stage, singles, progress)
+        host = TinyHost.load(weights=stage.weights)
         start = host.models.unet if stage.name == "ldznet" else load_head(stage.file("ldznet"))
         return recipe.train_head(stage, host, start, progress)
 

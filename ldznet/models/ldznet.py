@@ -65,7 +65,12 @@ class LDZNet(UNet):
     ) -> tuple[Float[Tensor, "b 1 8*h 8*w"], Float[Tensor, " b"] | None]:
         """Mask logits and presence logits (None for a head without that output), from one pass."""
         self._check(latents, taps)
-        features = self.features(latents, timesteps, context, taps)
+        return self.read(self.features(latents, timesteps, context, taps))
+
+    def read(
+        self, features: Float[Tensor, "b c h w"]
+    ) -> tuple[Float[Tensor, "b 1 8*h 8*w"], Float[Tensor, " b"] | None]:
+        """What `segment` gives, from the features of the last block."""
         logits = self.final(nn.functional.silu(self.out(features)))
         if not self.head_config.has_presence:
             return logits, None

@@ -16,6 +16,7 @@ from .surfaces import COLOURS
 from .vae import LATENT_CHANNELS, PATCH
 
 NAMES = (*CATEGORIES, *COLOURS)
+LAYERS = 6  # of each scale
 
 
 class Namer(nn.Module):
@@ -23,19 +24,27 @@ class Namer(nn.Module):
 
     def __init__(self, sort: str) -> None:
         super().__init__()
-        pixels = sort == "pixels"
-        stem: nn.Module = nn.PixelUnshuffle(PATCH) if pixels else nn.Identity()
-        widths = (3 * PATCH**2, 32, 64, 128) if pixels else (LATENT_CHANNELS, 64, 128, 128)
-        layers = [stem]
+        widths = (3 * PATCH**2, 32, 64, 128)  # from cells of 4 x 4 pixels on, for pixels and latents alike
+        unfolded = nn.Sequential(nn.Conv2d(LATENT_CHANNELS, 4 * widths[0], 3, padding=1), nn.PixelShuffle(2))
+        layers: list[nn.Module] = [nn.PixelUnshuffle(PATCH) if sort == "pixels" else unfolded]
         for i, (before, width) in enumerate(pairwise(widths)):
             layers += [nn.Conv2d(before, width, 3, stride=1 if i == 0 else 2, padding=1), *_refined(width)]
         self.body = nn.Sequential(*layers)
         self.names = nn.Linear(2 * widths[-1], len(NAMES))
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b categories"], Float[Tensor, "b colours"]]:
-        h = self.body(x)
+        h = self.maps(x)[-1]
         logits = self.names(torch.cat([h.mean(dim=(2, 3)), h.amax(dim=(2, 3))], dim=1))
         return logits[:, : len(CATEGORIES)], logits[:, len(CATEGORIES) :]
+
+    def maps(self, x: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b d h w"]]:
+        """What the network sees at cells of 4, 8 and 16 pixels: 32, 64 and 128 channels."""
+        found = []
+        for i, layer in enumerate(self.body):
+            x = layer(x)
+            if i and i % LAYERS == 0:
+                found.append(x)
+        return found
 
 
 def _refined(width: int) -> list[nn.Module]:

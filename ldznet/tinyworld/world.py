@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -11,6 +12,7 @@ from torch import nn
 
 from .. import clip_bpe
 from ..checkpoints import load_weights
+from ..checkpoints.load import WEIGHTS
 from ..config import HeadConfig, UNetConfig
 from ..errors import CheckpointError
 from ..models import UNet
@@ -18,11 +20,10 @@ from .text import TextConfig, TextEncoder
 from .vae import TinyVAE
 from .words import VOCABULARY
 
-WEIGHTS = Path(__file__).parent / "weights"
 # 64 channels, not 32: hosts fix 32 groups of norms, and a group of one channel takes out that channel's mean, so that
 # a text could not say how bright or of which tint a picture is.
 UNET = UNetConfig(model_channels=64, channel_mult=(1, 1, 1, 1), num_heads=4, context_dim=64)
-HEAD = UNetConfig(model_channels=32, channel_mult=(1, 2, 2, 2), num_heads=4, context_dim=64, out_channels=1)
+HEAD = dataclasses.replace(UNET, out_channels=1)  # so that a head starts from all of the UNet
 PIXELS = 128
 LATENT = PIXELS // 8
 # Words of phrases and captions, and those of the published templates: each is one token.

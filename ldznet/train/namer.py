@@ -44,8 +44,7 @@ class NamerTask:
             pixels = images_to_pixels(self.cache.images[index.numpy()])
             half = size // 2
             x = torch.cat([self.decode(x[:half]).clamp(-1, 1), pixels[half:]])
-        flipped = torch.rand((), generator=generator) < 0.5
-        x = x.flip(3) if flipped else x
+            x = x.flip(3) if torch.rand((), generator=generator) < 0.5 else x  # mirrored latents are no latents
         return x.contiguous(memory_format=torch.channels_last), categories, colours
 
     def loss(self, module: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:

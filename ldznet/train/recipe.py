@@ -1,4 +1,4 @@
-"""The tiny world's recipe: the VAE, the LDM on its latents, the heads on the LDM, and the gates' judges.
+"""The tiny world's recipe: the VAE, the gates' judges, the LDM on the VAE's latents, and the heads on the LDM.
 
 A stage reads a cache of drawn images, resumes in its folder after a kill, goes on from the weights that lie in
 `weights`, and writes float16 weights with metadata there. Knows hosts by their contract alone.
@@ -32,11 +32,11 @@ Module = TypeVar("Module", bound=nn.Module)
 
 STAGES: dict[str, TrainConfig] = {  # in the order in which `ldznet train all` runs them
     "vae": TrainConfig(2600, 16, 1.5e-3, warmup=100, weight_decay=0.0, ema=0.998, precision="bf16", compile=True),
-    "ldm": TrainConfig(13_000, 16, 1e-3, ema=0.999),
-    "ldznet": TrainConfig(5_000, 16, 1e-3, ema=0.998),
-    "znet": TrainConfig(1_500, 16, 5e-4, ema=0.998),
     "classifier": TrainConfig(2_500, 32, 2e-3, ema=0.998),
-    "probe": TrainConfig(2_500, 32, 2e-3, ema=0.998),
+    "probe": TrainConfig(4_500, 32, 2e-3, ema=0.998),
+    "ldm": TrainConfig(13_000, 16, 1e-3, ema=0.999),
+    "ldznet": TrainConfig(7_500, 16, 1e-3, ema=0.998),
+    "znet": TrainConfig(1_500, 16, 5e-4, ema=0.998),
 }
 
 
@@ -79,13 +79,19 @@ def train_vae(stage: Stage, progress: Progress) -> list[Path]:
     return [stage.file()]
 
 
-def train_ldm(stage: Stage, progress: Progress) -> list[Path]:
-    """Trains UNet and text encoder on latents of the VAE in `stage.weights`."""
+def train_ldm(stage: Stage, singles: Cache | None, progress: Progress) -> list[Path]:
+    """Trains UNet and text encoder on latents of the VAE in `stage.weights`.
+
+    With `singles`, scenes of one thing, half of the latents are theirs and the probe's eyes help to compare.
+    """
     with seeded(stage.config.seed):
         models = world.fresh()
-    cache = add_latents(stage.cache, load_weights(models.vae, stage.file("vae")).encode)
+    vae = load_weights(models.vae, stage.file("vae"))
+    caches = [add_latents(cache, vae.encode) for cache in (stage.cache, singles) if cache is not None]
+    judge = load_weights(Namer("latents"), stage.file("probe")) if singles else None
     unet, text = stage.goes_on(models.unet, "unet"), stage.goes_on(models.text, "text")
-    trained = Run(LDMTask(unet, text, models.tokenizer, cache), stage.config, stage.folder).train(progress)
+    task = LDMTask(unet, text, models.tokenizer, caches, judge)
+    trained = Run(task, stage.config, stage.folder).train(progress)
     for part in ("unet", "text"):
         save_tensors(_half(_part(trained, f"{part}.")), stage.file(part), {**stage.metadata, "part": part})
     return [stage.file("unet"), stage.file("text")]
@@ -104,13 +110,14 @@ def train_head(stage: Stage, host: Host, start: nn.Module, progress: Progress) -
     return [stage.file()]
 
 
-def train_namer(stage: Stage, host: Host, progress: Progress) -> list[Path]:
+def train_namer(stage: Stage, progress: Progress) -> list[Path]:
     """Trains a judge: "classifier" on pixels, "probe" on latents. `stage.cache` holds scenes of one thing."""
-    cache = add_latents(stage.cache, host.encode_image)
     pixels = stage.name == "classifier"
     with seeded(stage.config.seed):
+        vae = load_weights(world.fresh().vae, stage.file("vae"))
         namer = Namer("pixels" if pixels else "latents")
-    task = NamerTask(stage.goes_on(namer), cache, host.decode_latents if pixels else None)
+    cache = add_latents(stage.cache, vae.encode)
+    task = NamerTask(stage.goes_on(namer), cache, vae.decode if pixels else None)
     trained = Run(task, stage.config, stage.folder).train(progress)
     save_tensors(_half(_part(trained, "namer.")), stage.file(), stage.metadata)
     return [stage.file()]

@@ -35,7 +35,7 @@ def written(setting: command.Setting) -> list[Path]:
 
 def test_every_stage_writes_its_weights(written: list[Path], setting: command.Setting) -> None:
     names = [path.stem for path in written]
-    assert names == ["vae", "unet", "text", "ldznet", "znet", "classifier", "probe"]
+    assert names == ["vae", "classifier", "probe", "unet", "text", "ldznet", "znet"]
     for path in written:
         with safe_open(path, "pt") as file:
             assert {"what", "how", "commit", "licence"} <= set(file.metadata())
@@ -70,7 +70,7 @@ def test_a_stage_goes_on_from_its_weights(written: list[Path], setting: command.
 
 
 def test_an_unknown_stage_is_refused(setting: command.Setting) -> None:
-    with pytest.raises(InputError, match=r'Expected a stage of vae, ldm, .* got "unet"'):
+    with pytest.raises(InputError, match=r'Expected a stage of vae, classifier, .* got "unet"'):
         list(command.train("unet", setting))
 
 

@@ -1,0 +1,104 @@
+"""Training the LDM: what its loss is made of, and what a batch holds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from ldznet.data import TinyWorldDataset
+from ldznet.data.cache import Cache, add_latents, draw
+from ldznet.schedule import add_noise, alphas_cumprod
+from ldznet.tinyworld import world
+from ldznet.tinyworld.namer import Namer
+from ldznet.train.ldm import CAPTION_DROP, PERCEPTUAL_WEIGHT, Denoising, LDMTask, perceptual_distance
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def models() -> world.Models:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return world.fresh()
+
+
+@pytest.fixture(scope="module")
+def caches(models: world.Models, tmp_path_factory: pytest.TempPathFactory) -> list[Cache]:
+    with torch.no_grad():
+        return [
+            add_latents(draw(TinyWorldDataset(3, size=SIZE, things=things), tmp_path_factory.mktemp("c")), encode)
+            for things, encode in ((None, models.vae.encode), (1, models.vae.encode))
+        ]
+
+
+class Fixed(nn.Module):
+    """A UNet with an answer of its own."""
+
+    def __init__(self, answer: torch.Tensor) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, *_: object) -> torch.Tensor:
+        return self.answer
+
+
+def test_the_loss_is_of_v_where_noise_dominates() -> None:
+    noise, latents = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
+    t = torch.tensor([999, 600])
+    off = noise + torch.tensor([0.1, 0.2])[:, None, None, None]
+    loss, figures = Denoising(Fixed(off), nn.Identity(), None)(latents, noise, t, torch.zeros(2))
+    alphas = alphas_cumprod()[t]
+    assert loss.item() == pytest.approx(((torch.tensor([0.01, 0.04]) / alphas).mean()).item(), rel=1e-4)
+    assert figures["mse"].item() == pytest.approx(0.025, rel=1e-4)
+
+
+def test_a_right_prediction_looks_right_and_a_wrong_one_does_not() -> None:
+    judge = Namer("latents")
+    noise, latents = torch.randn(2, 4, 16, 16), torch.randn(2, 4, 16, 16)
+    t = torch.tensor([100, 700])
+    right = Denoising(Fixed(noise), nn.Identity(), judge)(latents, noise, t, torch.zeros(2))
+    assert right[0].item() == pytest.approx(0, abs=1e-6)
+    loss, figures = Denoising(Fixed(noise * 0.9), nn.Identity(), judge)(latents, noise, t, torch.zeros(2))
+    noisy, a = add_noise(latents, noise, t), alphas_cumprod()[t].float()[:, None, None, None]
+    implied = (noisy - (1 - a).sqrt() * noise * 0.9) / a.sqrt()
+    seen = (a.flatten() * perceptual_distance(judge, implied, latents)).mean()
+    assert figures["seen"].item() == pytest.approx(seen.item(), rel=1e-4)
+    plain = Denoising(Fixed(noise * 0.9), nn.Identity(), None)(latents, noise, t, torch.zeros(2))[0]
+    assert (loss - plain).item() == pytest.approx(PERCEPTUAL_WEIGHT * seen.item(), rel=1e-3)
+
+
+def test_the_judge_is_not_trained(models: world.Models, caches: list[Cache]) -> None:
+    judge = Namer("latents")
+    task = LDMTask(models.unet, models.text, models.tokenizer, caches, judge)
+    loss, _ = task.loss(task.module, task.batch(0, 2, torch.Generator().manual_seed(0)))
+    loss.backward()
+    assert all(p.grad is None for p in judge.parameters())
+    assert not any("judge" in name for name, _ in task.module.named_parameters())
+    assert models.text.get_parameter("text_model.embeddings.token_embedding.weight").grad is not None
+
+
+def test_batches_come_from_all_caches_with_their_captions(models: world.Models, caches: list[Cache]) -> None:
+    task = LDMTask(models.unet, models.text, models.tokenizer, caches)
+    latents, noise, timesteps, ids = task.batch(0, 200, torch.Generator().manual_seed(0))
+    every = torch.cat([cache.latents.float() for cache in caches])
+    said = [[models.tokenizer.encode(c) for c in record["captions"]] for cache in caches for record in cache.records]
+    counts = [0] * len(every)
+    dropped = 0
+    for row in range(200):
+        (item,) = (i for i in range(len(every)) if torch.equal(every[i], latents[row]))
+        counts[item] += 1
+        empty = torch.equal(ids[row], task.empty)
+        dropped += empty
+        assert empty or ids[row].tolist() in said[item]
+    assert min(counts) > 0
+    assert dropped / 200 == pytest.approx(CAPTION_DROP, abs=0.06)
+    assert noise.shape == latents.shape
+    assert int(timesteps.max()) < 1000
+
+
+def test_latents_are_needed(models: world.Models, caches: list[Cache]) -> None:
+    without = Cache(caches[0].folder)
+    without.latents = None
+    with pytest.raises(ValueError, match="add_latents"):
+        LDMTask(models.unet, models.text, models.tokenizer, [caches[1], without])
