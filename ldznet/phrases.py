@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from .errors import InputError
@@ -25,6 +26,11 @@ class Phrase(NamedTuple):
         if not wanted or not all(unwanted):
             raise InputError(f'Expected a phrase such as "the dog" or "the dog - the collar", got "{text}".')
         return cls(wanted, tuple(unwanted))
+
+
+def terms_of(phrases: Sequence[Phrase]) -> list[str]:
+    """All that has to be found to make the masks of `phrases`, each once, in order."""
+    return list(dict.fromkeys(term for phrase in phrases for term in (phrase.wanted, *phrase.unwanted)))
 
 
 def fill(template: str, phrase: str) -> str:

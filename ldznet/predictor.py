@@ -19,7 +19,7 @@ from .contracts import Host, JointSegmenter, Taps
 from .errors import HostError, InputError
 from .images import require_finite, resize, to_pixels
 from .models import LDZNet
-from .phrases import Phrase, fill
+from .phrases import Phrase, fill, terms_of
 from .schedule import seeded_noise
 from .segmentation import Segmentation
 from .shapes import PIXELS_PER_LATENT, Float, Size, fit_area, round_to_multiple, tap_size
@@ -104,7 +104,7 @@ class Predictor:
         if isinstance(phrases, str):
             raise InputError(f'Expected a list of phrases, got the string "{phrases[:40]}". Write ["{phrases[:40]}"].')
         parsed = [Phrase.parse(phrase) for phrase in phrases]
-        terms = list(dict.fromkeys(term for p in parsed for term in (p.wanted, *p.unwanted)))
+        terms = terms_of(parsed)
         if not terms:
             raise InputError("Expected at least one phrase, got none.")
         rows = {term: row for row, term in enumerate(terms)}

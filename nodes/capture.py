@@ -9,8 +9,12 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..ldznet.hosts.capturing import Capture, Run, require_blocks
-from ..ldznet.predictor import Predictor, require_fit
+from ..ldznet.attention import AttentionHead, CapturedAttention
+from ..ldznet.attention.prompts import Prompt, spoken
+from ..ldznet.hosts.capturing import ATTENTION, AttentionCapture, Capture, Run, require_blocks
+from ..ldznet.phrases import Phrase, terms_of
+from ..ldznet.predictor import Predictor
+from ..ldznet.segmentation import Segmentation
 from ._boundary import Segmented, frame, socket, vae_latents_of
 from ._phrases import read_phrases
 from ._schema import (
@@ -42,7 +46,11 @@ class CaptureWhileSampling(io.ComfyNode):
             "Give each sampler its own.",
             search_aliases=["attention capture", "features", "hook"],
             inputs=[
-                io.Model.Input("model", tooltip="The SD 1.x model that the sampler would get."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The model that the sampler would get: SD 1.x, or with the head attention also SD 2.x and "
+                    "SDXL.",
+                ),
                 HeadType.Input("head", tooltip="Says which blocks are captured, and at which step."),
             ],
             outputs=[
@@ -59,8 +67,8 @@ class CaptureWhileSampling(io.ComfyNode):
         from ..ldznet.hosts import comfyui
 
         with socket("head"):
-            require_fit(comfyui.ComfyHost(model), head.config)
-        return io.NodeOutput(*comfyui.capturing(model, list(head.config.tap_specs), head.config.timestep))
+            Predictor(comfyui.ComfyHost(model), head.fitted_to(comfyui.ComfyHost(model)))  # raises if it does not fit
+        return io.NodeOutput(*comfyui.capturing(model, head))
 
 
 def captured_inputs(raw: dict[str, bool] | None = None) -> list[Any]:
@@ -71,6 +79,19 @@ def captured_inputs(raw: dict[str, bool] | None = None) -> list[Any]:
         io.Clip.Input("clip", extra_dict=raw, tooltip="The model's text encoder. Its last layer is used."),
         HeadType.Input("head", extra_dict=raw, tooltip="The head that Capture While Sampling has."),
     ]
+
+
+def prompt_input(raw: dict[str, bool] | None = None) -> Any:
+    """The prompt that was sampled with, for the attention head."""
+    return io.String.Input(
+        "prompt",
+        optional=True,
+        force_input=True,
+        dynamic_prompts=False,
+        extra_dict=raw,
+        tooltip="For the head attention: the very text that the positive CLIP Text Encode got. Phrases whose words "
+        "stand in it are read from the sampling itself; all others take one pass of the UNet.",
+    )
 
 
 class SegmentCaptured(io.ComfyNode):
@@ -85,16 +106,20 @@ class SegmentCaptured(io.ComfyNode):
             category=CATEGORY,
             description="As Segment by Text, from the features that Capture While Sampling kept.",
             search_aliases=["text to mask", "ldznet"],
-            inputs=[*captured_inputs(RAW), text_input(), threshold_input()],
+            inputs=[*captured_inputs(RAW), text_input(), threshold_input(), prompt_input(RAW)],
             outputs=segment_outputs(),
             enable_expand=True,
         )
 
     @classmethod
-    def execute(cls, latent: Any, capture: Any, clip: Any, head: Any, text: str, threshold: float) -> Any:
+    def execute(
+        cls, latent: Any, capture: Any, clip: Any, head: Any, text: str, threshold: float, prompt: Any = None
+    ) -> Any:
         """See ComfyNode. What is linked comes as links, and goes on as links."""
         read_phrases(text)
         links = {"latent": latent, "capture": capture, "clip": clip, "head": head}
+        if prompt is not None:
+            links["prompt"] = prompt
         return expanded("LDZNetInnerCaptured", {**links, "text": text}, threshold)
 
 
@@ -110,7 +135,7 @@ class InnerCaptured(io.ComfyNode):
             category=INNER,
             description="What Segment Captured expands to. Use that node.",
             is_dev_only=True,
-            inputs=[*captured_inputs(), text_input()],
+            inputs=[*captured_inputs(), text_input(), prompt_input()],
             outputs=[
                 SegmentationType.Output(
                     "segmentation", display_name="segmentation", tooltip="The soft maps and scores of every phrase."
@@ -119,37 +144,94 @@ class InnerCaptured(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, latent: Any, capture: Capture, clip: Any, head: Any, text: str) -> Any:
+    def execute(cls, latent: Any, capture: Capture, clip: Any, head: Any, text: str, prompt: str | None = None) -> Any:
         """See ComfyNode."""
         samples = vae_latents_of(latent)
-        require_blocks(capture, list(head.config.tap_specs))
+        reads_attention = isinstance(head.patcher.model, AttentionHead)
+        require_blocks(capture, [ATTENTION] if reads_attention else list(head.config.tap_specs))
         run = capture.of(samples)
 
         def make() -> Segmented:
-            return captured_maps(capture, run, (clip, head), read_phrases(text), samples)
+            return captured_maps(capture, run, (clip, head), read_phrases(text), samples, prompt)
 
-        return io.NodeOutput(head.memo.get([run, clip, samples], text, make))
+        return io.NodeOutput(head.memo.get([run, clip, samples], (text, prompt), make))
 
 
 def captured_maps(
-    capture: Capture, run: Run, models: tuple[Any, Any], phrases: Sequence[str], vae_latents: torch.Tensor
+    capture: Capture,
+    run: Run,
+    models: tuple[Any, Any],
+    phrases: Sequence[str],
+    vae_latents: torch.Tensor,
+    prompt: str | None = None,
 ) -> Segmented:
     """Of a sampler's run, (CLIP, head), and the latents before the scale factor that it returned."""
     from ..ldznet.hosts import comfyui
 
     notes, (clip, head) = capture.notes(run), models
     host = comfyui.ComfyHost(capture.model, clip)
-    with socket("head"):
-        predictor = Predictor(host, comfyui.RunningHead(head), progress=comfyui.Progress())
     latents = comfyui.model_space(capture.model, vae_latents)
+    if isinstance(capture, AttentionCapture):
+        result, more = _by_attention(capture, run, (host, head), phrases, latents, prompt)
+        notes += more
+    else:
+        result = _by_taps(run, (host, head), phrases, latents)
+    _, size, offset = frame(vae_latents, None)
+    return Segmented(at_rest(result, comfyui.outputs_device()), size, offset, tuple(notes))
+
+
+def _by_taps(run: Run, models: tuple[Any, Any], phrases: Sequence[str], latents: torch.Tensor) -> Segmentation:
+    from ..ldznet.hosts import comfyui
+
+    host, head = models
+    with socket("head"):
+        predictor = Predictor(host, head.fitted_to(host), progress=comfyui.Progress())
     with socket("latent"):
         predictor.set_latents(latents, taps=_taps(run, predictor, latents))
     with socket("text"):
         result = predictor.predict(phrases)
-    if not run.rows:
-        result = dataclasses.replace(result, scores=torch.zeros_like(result.scores))
-    _, size, offset = frame(vae_latents, None)
-    return Segmented(at_rest(result, comfyui.outputs_device()), size, offset, tuple(notes))
+    return result if run.rows else dataclasses.replace(result, scores=torch.zeros_like(result.scores))
+
+
+def _by_attention(
+    capture: AttentionCapture,
+    run: Run,
+    models: tuple[Any, Any],
+    phrases: Sequence[str],
+    latents: torch.Tensor,
+    prompt: str | None,
+) -> tuple[Segmentation, list[str]]:
+    """The words of `prompt` by the attention of the sampling, others by a pass of their own; lines for the report."""
+    from ..ldznet.hosts import comfyui
+
+    (host, head), progress = models, comfyui.Progress()
+    fitted, uuid, said, parts = head.fitted_to(host), None, None, []
+    if prompt:
+        context, ids = host.typed(prompt)
+        uuid, said = (
+            capture.prompted(run, context),
+            spoken(ids, terms_of([Phrase.parse(p) for p in phrases]), host.tokenize),
+        )
+    for image in range(len(latents)):
+        segmenter = fitted
+        if uuid is not None and said.phrases:
+            segmenter = CapturedAttention(fitted, capture.attention(run, uuid, image), said, run.size)
+        predictor = Predictor(host, segmenter, progress=progress)
+        with socket("latent"):
+            predictor.set_latents(latents[image : image + 1])
+        with socket("text"):
+            parts.append(predictor.predict(phrases))
+    return Segmentation.joined(parts), _told(prompt, uuid, said)
+
+
+def _told(prompt: str | None, uuid: Any, said: Prompt | None) -> list[str]:
+    """What the report says of where the masks come from."""
+    if not prompt:
+        return ["no prompt connected: all phrases took a pass of the UNet"]
+    if uuid is None:
+        return ["the prompt is not the text that was sampled with: all phrases took a pass of the UNet"]
+    words = ", ".join(f'"{phrase}"' for phrase in said.phrases) if said else ""
+    return [f"read from the sampling itself: {words or 'no phrase, none stands in the prompt'}"]
 
 
 def _taps(run: Run, predictor: Predictor, latents: torch.Tensor) -> dict[str, torch.Tensor]:

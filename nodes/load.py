@@ -1,4 +1,4 @@
-"""Load LD-ZNet Head: a file of models/ldznet, or the embedded tiny head."""
+"""Load LD-ZNet Head: the head that needs no download, a file of models/ldznet, or the embedded tiny head."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from ._schema import CATEGORY, HeadType, schema
 
 FOLDER = "ldznet"
 TINY = "tiny (embedded)"
+ATTENTION = "attention (no download)"
+WITHOUT_FILE = {ATTENTION: "attention", TINY: "tiny"}  # what the list shows, and what `load_head` calls it
 EXTENSION = ".safetensors"
 
 
@@ -23,22 +25,22 @@ def register_folder() -> None:
 
 
 def head_names() -> list[str]:
-    """What the list shows: the embedded head, then files. An empty or missing folder is no error."""
+    """What the list shows: heads without a file, then files. An empty or missing folder is no error."""
     import folder_paths
 
     try:
         names = folder_paths.get_filename_list(FOLDER)
     except KeyError:
         names = []
-    return [TINY, *(name for name in names if name.lower().endswith(EXTENSION))]
+    return [*WITHOUT_FILE, *(name for name in names if name.lower().endswith(EXTENSION))]
 
 
 def head_path(name: str) -> str:
-    """Where the head `name` lies; the embedded one has a name for a path."""
+    """Where the head `name` lies; those without a file of the user's have a name for a path."""
     import folder_paths
 
-    if name == TINY:
-        return "tiny"
+    if name in WITHOUT_FILE:
+        return WITHOUT_FILE[name]
     path = folder_paths.get_full_path(FOLDER, name)
     if path is None:
         raise CheckpointError(f"Expected {name} in models/{FOLDER}, found none. Put it there, or choose another head.")
@@ -55,14 +57,15 @@ class LoadHead(io.ComfyNode):
             node_id="LDZNetLoadHead",
             display_name="Load LD-ZNet Head",
             category=CATEGORY,
-            description="Loads what turns a Stable Diffusion 1.x model's features into masks.",
+            description="Loads what turns a Stable Diffusion model's features or attention into masks.",
             search_aliases=["segment", "text mask", "txt2mask", "clipseg"],
             inputs=[
                 io.Combo.Input(
                     "head",
                     options=head_names(),
-                    default=TINY,
-                    tooltip="Files of models/ldznet, and the embedded head for the Tiny World. The published head: "
+                    default=ATTENTION,
+                    tooltip="attention reads the model's own attention: SD 1.x, 2.x and SDXL, nothing to download. "
+                    "tiny is trained for the Tiny World. Files come from models/ldznet. The published head for SD 1.x: "
                     "download LDZNet_txt2mask.ckpt and run, in the pack's folder, "
                     "python install.py convert LDZNet_txt2mask.ckpt --dtype float16. The help page says more.",
                 )

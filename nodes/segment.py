@@ -28,11 +28,18 @@ from ._schema import (
     threshold_input,
 )
 
+UNCALIBRATED = "this head cannot tell absent phrases: compare scores with each other, and look at the masks"
+
 
 def model_inputs(raw: dict[str, bool] | None = None) -> list[Any]:
     """MODEL, CLIP and head."""
     return [
-        io.Model.Input("model", extra_dict=raw, tooltip="The SD 1.x model whose features are read; LoRAs are kept."),
+        io.Model.Input(
+            "model",
+            extra_dict=raw,
+            tooltip="The model whose features are read: SD 1.x, or with "
+            "the head attention also SD 2.x and SDXL. LoRAs are kept.",
+        ),
         io.Clip.Input("clip", extra_dict=raw, tooltip="The model's text encoder. Its last layer is used."),
         HeadType.Input("head", extra_dict=raw, tooltip="From Load LD-ZNet Head; it must fit the model."),
     ]
@@ -183,7 +190,7 @@ def soft_maps(
     vae_latents, image = picture
     with socket("head"):
         host = comfyui.ComfyHost(model, clip, vae)
-        predictor = Predictor(host, comfyui.RunningHead(head), progress=comfyui.Progress(), **settings)
+        predictor = Predictor(host, head.fitted_to(host), progress=comfyui.Progress(), **settings)
     if vae_latents is not None:
         with socket("latent"):
             inner, size, offset = frame(vae_latents, image)
@@ -263,6 +270,8 @@ def report(result: Segmentation, masks: Float[Tensor, "b p h w"], notes: Sequenc
             score, area = float(result.scores[b, p]), 100 * float(masks[b, p].mean())
             state = f"found, {area:.1f} % of the picture" if result.found[b, p] else "not found"
             lines.append(f'image {b + 1}, "{phrase}": {state}, score {score:.2f}')
+    if not result.calibrated:
+        lines.append(UNCALIBRATED)
     return "\n".join([*lines, *notes])
 
 

@@ -6,6 +6,7 @@ words one after the other. That is checked for every prompt.
 
 from __future__ import annotations
 
+import itertools
 import string
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -57,6 +58,22 @@ def prompts_of(phrases: Sequence[str], config: AttentionConfig, tokenize: Tokeni
             )
         groups.append([phrase])
     return [_prompt(group, config, tokenize) for group in groups]
+
+
+def spoken(ids: Sequence[int], phrases: Sequence[str], tokenize: Tokenize) -> Prompt:
+    """Those of `phrases` that stand, but for a leading article, in a prompt that somebody else made, of which only the
+    token `ids` by position are known (-1 for none); its other words are the background."""
+    nameless = {token for word in (*STOP_WORDS, *string.punctuation) for token in tokenize(word)[:1]}
+    found: dict[str, tuple[int, ...]] = {}
+    for phrase in phrases:
+        wanted = list(itertools.dropwhile(nameless.__contains__, tokenize(phrase)))
+        starts = [i for i in range(len(ids)) if wanted and list(ids[i : i + len(wanted)]) == wanted]
+        tokens = [i for start in starts for i in range(start, start + len(wanted)) if ids[i] not in nameless]
+        if tokens:
+            found[phrase] = tuple(dict.fromkeys(tokens))
+    taken = {token for tokens in found.values() for token in tokens}
+    others = (i for i, token in enumerate(ids) if token >= 0 and token not in nameless and i not in taken)
+    return Prompt("", tuple(found), tuple(found.values()), tuple((i,) for i in others))
 
 
 def _length(phrases: Sequence[str], config: AttentionConfig, tokenize: Tokenize) -> int:

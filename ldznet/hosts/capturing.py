@@ -1,4 +1,4 @@
-"""Taps that a sampler's own UNet calls leave behind: which calls, which rows, which run. Knows nothing of comfy.
+"""What a sampler's own UNet calls leave behind: which calls, which rows, which run. Knows nothing of comfy.
 
 `hosts/comfyui.py` wraps a MODEL with this. Vocabulary of ComfyUI: a guider's conditionings carry a `uuid`, and each
 UNet call says in `transformer_options` which of them its rows belong to (`uuids`) and at which `sigmas` it runs.
@@ -14,22 +14,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..attention.reading import Attention, reading_attention
+from ..contracts import TapSpec
 from ..errors import HostError, InputError, TapError
 from ..shapes import Float, Size
 from ..taps import reading
 
 FAR = 150  # timesteps between the captured step and the head's own, beyond which masks suffer
 KEPT = 8  # runs: ComfyUI gives a Capture node's output to every graph that has the same inputs to it
+ATTENTION = "attention"  # what an AttentionCapture reads, in the place of blocks
 CROPS = "not captured: every positive conditioning covers only a part of the picture"
 
 
 @dataclass
 class Run:
-    """One sampler run: the taps of the step nearest `timestep`, for the positive conditionings alone."""
+    """One sampler run: what the step nearest `timestep` showed, for the positive conditionings alone."""
 
     weights: Mapping[Any, float]  # strength of each positive conditioning by its uuid
     size: Size  # of the latents, so that crops can be told
+    contexts: Mapping[Any, Tensor] = field(default_factory=dict)  # of each, as the sampler was given it
+    aim: float = float("inf")  # how near the schedule comes to the head's timestep
     rows: dict[Any, dict[str, Tensor]] = field(default_factory=dict)  # by uuid
+    means: dict[Any, dict[str, Tensor]] = field(default_factory=dict)  # by uuid: over all steps so far
+    steps: dict[Any, int] = field(default_factory=dict)  # that `means` are of
     step: float = float("inf")  # the timestep that `rows` were taken at
     cropped: bool = False
     denoised: Tensor | None = None  # the last estimate of the clean latents, in model space
@@ -41,9 +48,24 @@ class Run:
         if positive and size != self.size:
             self.cropped = True
             return []
+        if distance > max(self.aim, FAR):
+            return []  # a nearer one will come
         if distance < own:
             return positive
         return [i for i in positive if uuids[i] not in self.rows] if distance == own else []
+
+    def near(self, step: float, rows: Mapping[Any, dict[str, Tensor]], distance: float, own: float) -> None:
+        """Keeps `rows` of timestep `step`, in the place of what is farther."""
+        if distance < own:
+            self.rows, self.step = {}, step
+        self.rows.update(rows)
+
+    def average(self, uuid: Any, maps: Mapping[str, Tensor]) -> None:
+        """Takes the maps of one more step into the means of a conditioning."""
+        means, count = self.means.setdefault(uuid, {}), self.steps.get(uuid, 0) + 1
+        for name, new in maps.items():
+            means[name] = means[name] + (new - means[name]) / count if name in means else new.clone()
+        self.steps[uuid] = count
 
     def taps(self) -> dict[str, Float[Tensor, "b c h w"]]:
         """The mean over conditionings by strength; empty where nothing was captured."""
@@ -80,23 +102,31 @@ class Capture:
             self._running = before
 
     def call(self, unet: Any, size: Size, step: float, uuids: Sequence[Any], execute: Callable[[], Any]) -> Any:
-        """What `execute` returns, a UNet call at timestep `step` over latents of `size`; reads its taps if wanted."""
+        """What `execute` returns, a UNet call at timestep `step` over latents of `size`; reads of it what is wanted."""
         run = self._running
         if run is None:
             return execute()
-        distance = abs(step - self.timestep)
-        wanted = run.wants(distance, abs(run.step - self.timestep), uuids, size)
-        if not wanted:
-            return execute()
-        answer: Any = None
-        with contextlib.suppress(TapError):  # a pack that skips blocks: then this call leaves nothing
-            with reading(unet, self.blocks, end_early=False) as taps:
+        distance, own = abs(step - self.timestep), abs(run.step - self.timestep)
+        rows = run.wants(distance, own, uuids, size)
+        answer = execute
+        try:
+            with self._reading(run, unet, size, uuids, rows) as seen:
                 answer = execute()
-            if distance < abs(run.step - self.timestep):
-                run.rows, run.step = {}, step
-            for i in wanted:
-                run.rows[uuids[i]] = {block: tap.chunk(len(uuids))[i] for block, tap in taps.items()}
+        except TapError:  # a pack that skips or merges what is read: then this call leaves nothing
+            return execute() if answer is execute else answer
+        if rows:
+            kept = {uuids[i]: {name: part.chunk(len(uuids))[i] for name, part in seen.items()} for i in rows}
+            run.near(step, kept, distance, own)
         return answer
+
+    @contextlib.contextmanager
+    def _reading(self, run: Run, unet: Any, size: Size, uuids: Sequence[Any], rows: Sequence[int]) -> Any:
+        """Fills a dict b … with what this call shows of `rows`, if there are any."""
+        if not rows:
+            yield {}
+            return
+        with reading(unet, self.blocks, end_early=False) as taps:
+            yield taps
 
     def of(self, samples: Float[Tensor, "b 4 h w"]) -> Run:
         """The run that returned `samples`; raises HostError that says what to do where none or several did."""
@@ -133,8 +163,48 @@ class Capture:
         return []
 
 
-def sampling_into(capture: Capture, key: Callable[[], Any]) -> Any:
-    """A wrapper of ComfyUI's OUTER_SAMPLE; `key()` says whose run it is."""
+class AttentionCapture(Capture):
+    """As Capture, of attention: cross-attention is the mean over all steps, self-attention the nearest step's."""
+
+    def __init__(
+        self, model: Any, cross: Sequence[str], selves: Sequence[str], specs: Mapping[str, TapSpec], timestep: int
+    ) -> None:
+        super().__init__(model, (ATTENTION,), timestep)
+        self.cross, self.selves, self.specs = tuple(cross), tuple(selves), specs
+
+    @contextlib.contextmanager
+    def _reading(self, run: Run, unet: Any, size: Size, uuids: Sequence[Any], rows: Sequence[int]) -> Any:
+        positive = [i for i, uuid in enumerate(uuids) if uuid in run.weights] if size == run.size else []
+        if not positive:
+            yield {}
+            return
+        seen: dict[str, Tensor] = {}
+        with reading_attention(unet, self.cross, self.selves if rows else (), self.specs, size, False) as attention:
+            yield seen
+        seen.update(attention.selves)
+        for i in positive:
+            run.average(uuids[i], {name: maps.chunk(len(uuids))[i] for name, maps in attention.cross.items()})
+
+    def attention(self, run: Run, uuid: Any, image: int) -> Attention:
+        """What the prompt of a conditioning was seen to attend to in one image of the batch."""
+        cross, selves = (
+            {name: maps[image : image + 1].float() for name, maps in parts.get(uuid, {}).items()}
+            for parts in (run.means, run.rows)
+        )
+        return Attention({name: _folded(maps, run.contexts[uuid].shape[1]) for name, maps in cross.items()}, selves)
+
+    def prompted(self, run: Run, context: Float[Tensor, "1 n d"]) -> Any:
+        """The uuid of the conditioning whose text has this `context`; None where none of `run` has."""
+        return next((uuid for uuid, own in run.contexts.items() if uuid in run.means and _same(context, own)), None)
+
+
+def _folded(maps: Float[Tensor, "b n h w"], tokens: int) -> Float[Tensor, "b tokens h w"]:
+    """The attention to each of `tokens`: ComfyUI repeats a text until it is as long as the others of a batch."""
+    return maps.unflatten(1, (-1, tokens)).sum(dim=1) if maps.shape[1] % tokens == 0 else maps
+
+
+def sampling_into(capture: Capture, key: Callable[[], Any], timesteps_of: Callable[[Any], Sequence[float]]) -> Any:
+    """A wrapper of ComfyUI's OUTER_SAMPLE; `key()` says whose run it is, `timesteps_of(sigmas)` where it will go."""
 
     def sample(
         executor: Any, noise: Any, latent_image: Any, sampler: Any, sigmas: Any, *rest: Any, **named: Any
@@ -142,7 +212,9 @@ def sampling_into(capture: Capture, key: Callable[[], Any]) -> Any:
         """Around a whole sampler run."""
         positive = executor.class_obj.conds.get("positive") or []
         weights = {cond["uuid"]: float(cond.get("strength", 1.0)) for cond in positive}
-        run = Run(weights, (noise.shape[-2], noise.shape[-1]))
+        contexts = {cond["uuid"]: cond["cross_attn"] for cond in positive if cond.get("cross_attn") is not None}
+        aim = min((abs(step - capture.timestep) for step in timesteps_of(sigmas)), default=float("inf"))
+        run = Run(weights, (noise.shape[-2], noise.shape[-1]), contexts, aim)
         mask, callback, *others = [*rest, None, None][: max(2, len(rest))]
         mask, callback = named.pop("denoise_mask", mask), named.pop("callback", callback)
 
@@ -193,9 +265,10 @@ def require_blocks(capture: Capture, blocks: Sequence[str]) -> None:
 
 def _at_rest(run: Run) -> Run:
     """`run` with its tensors on the CPU: a capture may be kept for long."""
-    run.rows = {
-        uuid: {block: tap.float().cpu().clone() for block, tap in taps.items()} for uuid, taps in run.rows.items()
-    }
+    for kept in (run.rows, run.means):
+        for uuid, parts in kept.items():
+            kept[uuid] = {name: part.to("cpu", torch.float32, copy=True) for name, part in parts.items()}
+    run.contexts = {uuid: context.cpu() for uuid, context in run.contexts.items()}
     return run
 
 

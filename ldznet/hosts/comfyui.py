@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import comfy.model_management as memory
 import comfy.model_patcher
@@ -28,18 +28,20 @@ from comfy_execution.graph_utils import GraphBuilder
 from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
+from ..attention import AttentionConfig, AttentionHead
+from ..attention.config import blocks_at
 from ..checkpoints import load_head
 from ..clip_bpe import require_length
 from ..config import HeadConfig
-from ..contracts import Block, Taps, TapSpec
+from ..contracts import Block, Conditioning, Observer, T, Taps, TapSpec
 from ..errors import HostError
 from ..models import LDZNet
-from ..shapes import Float, Int
+from ..shapes import PIXELS_PER_LATENT, Float, Int
 from ..taps import extract_taps, spatial_transformers
 from ..tinyworld import world
 from ..tinyworld.vae import TinyVAE
 from . import comfyui_tiny as parts
-from .capturing import Capture, calling_into, sampling_into
+from .capturing import AttentionCapture, Capture, calling_into, sampling_into
 from .memo import Memo
 
 __all__ = [
@@ -54,7 +56,9 @@ __all__ = [
     "tiny_models",
 ]
 
-OTHER_WIDTHS = {1024: "SD 2.x", 1280: "SDXL's refiner", 2048: "SDXL"}  # of the context; SD 1.x's is 768
+TITLES = {1024: "SD 2.x", 1280: "SDXL's refiner", 2048: "SDXL"}  # by the context's width; SD 1.x's is 768
+TRAINED = ("tiny", "sd1")  # families that trained heads exist for
+POOLED = "pooled_output"
 BRACKET = re.compile(r"(?<!\\)([()])")  # ComfyUI reads bare brackets as weights
 CAPTURE_KEY = "ldznet_capture"
 OVERHEAD = 1.5  # of the host's own estimate of a pass, as its samplers allow for
@@ -75,16 +79,24 @@ class Head:
     memo: Memo = field(default_factory=Memo)
 
     @property
-    def config(self) -> HeadConfig:
+    def config(self) -> HeadConfig | AttentionConfig:
         """What the head asks of a host."""
         return self.patcher.model.head_config
+
+    def fitted_to(self, host: ComfyHost) -> RunningHead | AttentionHead:
+        """What a predictor takes for `host`. Raises HostError for a model of a family that the head does not fit."""
+        if isinstance(self.patcher.model, AttentionHead):
+            return self.patcher.model.fitted_to(host)
+        if host.family not in TRAINED:
+            raise _no_head_fits(_named(host.context_dim))
+        return RunningHead(self)
 
 
 class RunningHead:
     """`head` brought to its device by ComfyUI before each pass; looks like an LDZNet to the predictor."""
 
     def __init__(self, head: Head) -> None:
-        self.patcher, self.head_config = head.patcher, head.config
+        self.patcher, self.head_config = head.patcher, cast(HeadConfig, head.config)
         dtype = next(head.patcher.model.parameters()).dtype
         self._like = torch.empty(0, dtype=dtype, device=head.patcher.load_device)
 
@@ -103,14 +115,16 @@ class RunningHead:
 class ComfyHost:
     """A loaded SD 1.x as a `contracts.Host`: MODEL, and CLIP and VAE where a call needs them.
 
+    SD 2.x and SDXL too, as a `contracts.AttentionHost`: `Head.fitted_to` refuses them to heads that were trained.
     Tensors go in and come out in float32 on the model's device. Noised latents are ComfyUI's (x = latents + sigma ·
     noise for SD 1.x), so `extract` takes what this host's `add_noise` gave.
     """
 
     def __init__(self, model: Any, clip: Any = None, vae: Any = None) -> None:
-        """Raises HostError that names the socket for a MODEL of another family than SD 1.x."""
+        """Raises HostError that names the socket for a MODEL of another family."""
         self.model, self.clip, self.vae = model, clip, vae
-        self.context_dim: int = _require_sd1(model)
+        self.family = family_of(model)
+        self.context_dim: int = model.model.model_config.unet_config["context_dim"]
         self.specs: Mapping[str, TapSpec] = tap_specs(_unet(model))
         self.device: torch.device = model.load_device
         self.dtype = torch.float32
@@ -129,13 +143,36 @@ class ComfyHost:
 
     @torch.no_grad()
     def encode_text(self, phrases: Sequence[str]) -> Float[Tensor, "b 77 d"]:
-        """Context of each phrase from the last layer, whatever "CLIP Set Last Layer" says; brackets are literal.
+        """Context of each phrase from the family's own layer, whatever "CLIP Set Last Layer" says; literal brackets.
 
         Raises InputError with the count of over 75 tokens, HostError for a CLIP of another family.
         """
+        return self.condition(phrases).context
+
+    @torch.no_grad()
+    def condition(self, prompts: Sequence[str]) -> Conditioning:
+        """As `encode_text`, with SDXL's pooled text."""
         clip = self.clip.clone()
         clip.clip_layer(None)
-        return torch.cat([self._encode(clip, phrase) for phrase in phrases]).to(self.device, self.dtype)
+        encoded = [self._encode(clip, prompt) for prompt in prompts]
+        context = torch.cat([part["cond"] for part in encoded]).to(self.device, self.dtype)
+        if self.family != "sdxl":
+            return Conditioning(context)
+        pooled = torch.cat([part[POOLED] for part in encoded]).to(self.device, self.dtype)
+        return Conditioning(context, {POOLED: pooled})
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text of any length, without start, end and padding; -1 for a textual inversion."""
+        rows = next(iter(_tokens(self.clip, text).values()))
+        return [token if isinstance(token, int) else -1 for row in rows for token, _, word in row if word]
+
+    def typed(self, prompt: str) -> tuple[Float[Tensor, "1 n d"], list[int]]:
+        """What "CLIP Text Encode" makes of a prompt, weights and all, and its token ids by position (-1 for none)."""
+        tokens = self.clip.tokenize(prompt, return_word_ids=True)
+        rows = next(iter(tokens.values()))
+        ids = [token if word and isinstance(token, int) else -1 for row in rows for token, _, word in row]
+        plain = {name: [[token[:2] for token in row] for row in rows] for name, rows in tokens.items()}
+        return self.clip.encode_from_tokens(plain), ids
 
     def add_noise(
         self, latents: Float[Tensor, "b 4 h w"], noise: Float[Tensor, "b 4 h w"], timesteps: Int[Tensor, " b"]
@@ -157,34 +194,63 @@ class ComfyHost:
         Weights as patched (LoRAs); attention and block patches and other packs' wrappers are left out. An inpainting
         model is told to repaint all of a grey image, as ComfyUI does for text-to-image. Stops where the user cancels.
         """
+        run = self._pass(latents, timesteps, Conditioning(context))
+        with _uncompiled(self.model.model) as unet:
+            return extract_taps(unet, blocks, run)
+
+    def observe(
+        self,
+        latents: Float[Tensor, "b 4 h w"],
+        timesteps: Int[Tensor, " b"],
+        conditioning: Conditioning,
+        observer: Observer[T],
+    ) -> T:
+        """What `observer` yields, after a pass as that of `extract` inside it."""
+        run = self._pass(latents, timesteps, conditioning)
+        with torch.no_grad(), _uncompiled(self.model.model) as unet, observer(unet) as seen:
+            run()
+        return seen
+
+    def _pass(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Callable[[], Any]:
+        """A UNet call that is ready to run, with the model where ComfyUI wants it."""
         memory.throw_exception_if_processing_interrupted()
         base = self.model.model
         memory.load_models_gpu([self.model], memory_required=OVERHEAD * base.memory_required(list(latents.shape)))
-        latents, context = latents.to(self.device), context.to(self.device)
+        latents = latents.to(self.device)
         sampling = self.model.get_model_object("model_sampling")
         sigmas = sampling.sigma(timesteps.cpu()).to(self.device, torch.float32)
-        conds = base.extra_conds(noise=latents, latent_image=latents, device=self.device, cross_attn=context)
+        height, width = (PIXELS_PER_LATENT * side for side in latents.shape[2:])
+        sizes = {"height": height, "width": width, "target_height": height, "target_width": width}  # what SDXL asks
+        extras = {name: extra.to(self.device) for name, extra in conditioning.extras.items()}
+        conds = base.extra_conds(
+            noise=latents,
+            latent_image=latents,
+            device=self.device,
+            cross_attn=conditioning.context.to(self.device),
+            **sizes,
+            **extras,
+        )
         inputs = {name: cond.cond for name, cond in conds.items()}
-        with _uncompiled(base) as unet:
-            return extract_taps(unet, blocks, lambda: base.apply_model(latents, sigmas, **inputs))
+        return lambda: base.apply_model(latents, sigmas, **inputs)
 
-    def _encode(self, clip: Any, phrase: str) -> Tensor:
-        tokens = clip.tokenize(BRACKET.sub(r"\\\1", phrase), return_word_ids=True)
-        if len(tokens) != 1:
+    def _encode(self, clip: Any, phrase: str) -> dict[str, Tensor]:
+        tokens = _tokens(clip, phrase)
+        if len(tokens) != (2 if self.family == "sdxl" else 1):
             encoders = ", ".join(tokens)
+            wanted = TITLES.get(self.context_dim, "SD 1.x")
             raise HostError(
-                f"Expected SD 1.x's CLIP in the socket clip, got one of {encoders}. Connect the model's own."
+                f"Expected {wanted}'s CLIP in the socket clip, got one of {encoders}. Connect the model's own."
             )
         rows = next(iter(tokens.values()))
         require_length(phrase, sum(word != 0 for row in rows for _, _, word in row))
-        plain = {name: [[(token, weight) for token, weight, _ in row] for row in rows] for name in tokens}
-        context = clip.encode_from_tokens(plain, return_dict=True)["cond"]
-        if context.shape[-1] != self.context_dim:
+        plain = {name: [[token[:2] for token in row] for row in rows] for name, rows in tokens.items()}
+        encoded = clip.encode_from_tokens(plain, return_dict=True)
+        if encoded["cond"].shape[-1] != self.context_dim:
             raise HostError(
-                f"Expected a context of width {self.context_dim} from the socket clip, got {context.shape[-1]}. "
-                "Connect the CLIP that belongs to the model."
+                f"Expected a context of width {self.context_dim} from the socket clip, got "
+                f"{encoded['cond'].shape[-1]}. Connect the CLIP that belongs to the model."
             )
-        return context
+        return encoded
 
 
 def open_head(source: str, name: str) -> Head:
@@ -234,14 +300,26 @@ def tap_specs(unet: Any) -> dict[str, TapSpec]:
     return {name: TapSpec(name, m.in_channels, 2 ** level(Block.parse(name))) for name, m in modules.items()}
 
 
-def capturing(model: Any, blocks: Sequence[str], timestep: int) -> tuple[Any, Capture]:
-    """A clone of `model` whose samplers leave their taps of `blocks`, at the step nearest `timestep`, in a Capture.
-
-    The pictures stay the same to the bit.
-    """
-    capture = Capture(model, blocks, timestep)
+def capturing(model: Any, head: Head) -> tuple[Any, Capture]:
+    """A clone of `model` whose samplers leave in a Capture what `head`, which fits it, reads: taps of the step nearest
+    its timestep, or the attention of all steps. The pictures stay the same to the bit."""
+    host = ComfyHost(model)
+    config = head.fitted_to(host).head_config
+    capture: Capture
+    if isinstance(config, AttentionConfig):
+        cross = blocks_at((*config.coarse, *config.fine), host.specs)
+        selves = blocks_at(config.selves, host.specs) if config.steps else ()
+        capture = AttentionCapture(model, cross, selves, host.specs, config.timestep)
+    else:
+        capture = Capture(model, list(config.tap_specs), config.timestep)
     clone = model.clone()
-    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, CAPTURE_KEY, sampling_into(capture, _executing_node))
+
+    def timesteps_of(sigmas: Tensor) -> list[float]:
+        return clone.get_model_object("model_sampling").timestep(sigmas[:-1]).flatten().tolist()
+
+    clone.add_wrapper_with_key(
+        WrappersMP.OUTER_SAMPLE, CAPTURE_KEY, sampling_into(capture, _executing_node, timesteps_of)
+    )
     clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, CAPTURE_KEY, calling_into(capture))
     return clone, capture
 
@@ -341,22 +419,34 @@ def _uncompiled(base: Any) -> Iterator[Any]:
         base.diffusion_model = wrapped
 
 
-def _require_sd1(model: Any) -> int:
-    """The width of the context of an SD 1.x MODEL; raises HostError that says what came for any other."""
-    unet = _unet(model)
+def family_of(model: Any) -> str:
+    """ "tiny", "sd1", "sd2" or "sdxl"; raises HostError that says what came for any other MODEL."""
+    unet, config = _unet(model), model.model.model_config.unet_config
     if type(unet).__name__ != "UNetModel":
         raise _no_head_fits(f"a {type(unet).__name__}")
-    config = model.model.model_config.unet_config
-    width = config.get("context_dim")
-    if width in OTHER_WIDTHS:
-        raise _no_head_fits(f"{width} ({OTHER_WIDTHS[width]})")
-    if not isinstance(width, int) or config.get("use_linear_in_transformer") or config.get("adm_in_channels"):
+    if isinstance(model.model.model_config, _TinySD15) and config["context_dim"] == world.UNET.context_dim:
+        return "tiny"
+    width, linear = config.get("context_dim"), bool(config.get("use_linear_in_transformer"))
+    if width == 1280 or not isinstance(width, int):
+        raise _no_head_fits(_named(width))
+    if width == 2048:
+        return "sdxl"
+    if config.get("adm_in_channels"):
         raise _no_head_fits(f"a {type(model.model).__name__} that is none (context width {width})")
-    return width
+    return "sd2" if linear or width == 1024 else "sd1"
+
+
+def _tokens(clip: Any, text: str) -> dict[str, list[list[Any]]]:
+    """ComfyUI's tokens (id, weight, number of the word) by encoder, with brackets taken literally."""
+    return clip.tokenize(BRACKET.sub(r"\\\1", text), return_word_ids=True)
+
+
+def _named(width: Any) -> str:
+    return f"{width} ({TITLES[width]})" if width in TITLES else f"{width}"
 
 
 def _no_head_fits(got: str) -> HostError:
     return HostError(
-        f"Expected an SD 1.x UNet (context width 768) in the socket model, got {got}. No head fits it yet: load an "
-        "SD 1.x checkpoint."
+        f"Expected an SD 1.x UNet (context width 768) in the socket model, got {got}. No trained head fits it yet: "
+        "load an SD 1.x checkpoint, or take the head attention (no download) for SD 2.x and SDXL."
     )

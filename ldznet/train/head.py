@@ -127,7 +127,7 @@ class HeadTask:
 
     def _word_maps(self, index: np.ndarray) -> Tensor:
         """Share of each latent cell that belongs to phrases with a word, b words h w."""
-        size = self.latents.shape[2:]
+        size = (self.latents.shape[2], self.latents.shape[3])
         maps = torch.zeros(len(index), len(self.columns), *size)
         for row, i in enumerate(index):
             for which, phrase in enumerate(self.cache.records[i]["phrases"]):

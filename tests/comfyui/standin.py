@@ -11,7 +11,7 @@ import sys
 import types
 from typing import Any
 
-RENAMED = {"dynamic_prompts": "dynamicPrompts"}
+RENAMED = {"dynamic_prompts": "dynamicPrompts", "force_input": "forceInput"}
 DEFAULTS = {"STRING": {"multiline": False}, "COMBO": {"multiselect": False}}
 
 

@@ -112,9 +112,9 @@ def test_the_host_gets_all_nodes_from_the_entry_point(nodes: ModuleType) -> None
     assert len(asyncio.run(extension.get_node_list())) == len(nodes.NODES)
 
 
-def test_heads_are_safetensors_and_the_embedded_one(nodes: ModuleType) -> None:
+def test_heads_are_those_without_a_file_and_safetensors(nodes: ModuleType) -> None:
     options = standin.object_info(nodes.working_nodes()[0])["input"]["required"]["head"][1]["options"]
-    assert options == ["tiny (embedded)", "a.safetensors"]
+    assert options == ["attention (no download)", "tiny (embedded)", "a.safetensors"]
 
 
 @pytest.mark.parametrize("path", sorted((host.ROOT / "workflows").glob("*.json")), ids=lambda path: path.stem)

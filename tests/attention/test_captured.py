@@ -1,0 +1,181 @@
+"""Words of a prompt by the attention of the sampling itself: what is kept of a run, and that it costs no pass."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import pytest
+import torch
+from attention import unets
+from hosts import small
+
+from ldznet import Predictor
+from ldznet.attention import CONFIGS, AttentionHead, CapturedAttention, Presence
+from ldznet.attention.config import blocks_at
+from ldznet.attention.head import found_in, logits_of
+from ldznet.attention.prompts import Prompt, spoken
+from ldznet.attention.reading import Attention, reading_attention
+from ldznet.clip_bpe import Tokenizer
+from ldznet.errors import TapError
+from ldznet.hosts.capturing import AttentionCapture, Run
+from ldznet.hosts.tiny import TinyHost
+
+CLIP = Tokenizer.from_merges(small.MERGES)
+CONFIG = dataclasses.replace(CONFIGS["tiny"], presence=Presence(), steps=2)
+TEXT = "a photo of a red star on grass"
+
+
+@pytest.fixture(scope="module")
+def host() -> TinyHost:
+    return unets.tiny_host()
+
+
+@pytest.fixture
+def passes(host: TinyHost) -> Iterator[list[int]]:
+    """One entry for each pass of the host's UNet."""
+    runs: list[int] = []
+    handle = host.models.unet.input_blocks[0][0].register_forward_hook(lambda m, args, out: runs.append(1))
+    yield runs
+    handle.remove()
+
+
+def capture_of(host: TinyHost) -> AttentionCapture:
+    cross, selves = (blocks_at(places, host.specs) for places in (CONFIG.coarse, CONFIG.selves))
+    return AttentionCapture(None, cross, selves, host.specs, timestep=CONFIG.timestep)
+
+
+def latents(batch: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(batch, 4, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def sampled(host: TinyHost, capture: AttentionCapture, steps: tuple[int, ...] = (900, 300, 40)) -> Run:
+    """A run of two pictures: rows of the negative prompt first, as ComfyUI batches them."""
+    contexts = {"n": host.encode_text([""]), "p": host.encode_text([TEXT])}
+    run = Run({"p": 1.0}, (16, 16), {"p": contexts["p"]}, aim=10)
+    rows = torch.cat([contexts["n"].expand(2, -1, -1), contexts["p"].expand(2, -1, -1)])
+    with capture.running("sampler", run):
+        for number, t in enumerate(steps):
+            x, when = latents(2, number).repeat(2, 1, 1, 1), torch.full((4,), t)
+            bare = host.models.unet(x, when, rows)
+            seen = capture.call(
+                host.models.unet, (16, 16), t, ["n", "p"], lambda x=x, w=when: host.models.unet(x, w, rows)
+            )
+            assert torch.equal(seen, bare)
+        run.samples = [latents(2, 99)]
+    return run
+
+
+@torch.no_grad()
+def test_cross_attention_is_the_mean_and_self_attention_the_nearest_step_s(host: TinyHost) -> None:
+    capture = capture_of(host)
+    run = sampled(host, capture)
+    for image in range(2):
+        each = []
+        for number, t in enumerate((900, 300, 40)):
+            one = latents(2, number)[image : image + 1]
+            with reading_attention(host.models.unet, capture.cross, capture.selves, host.specs, (16, 16)) as attention:
+                host.models.unet(one, torch.tensor([t]), host.encode_text([TEXT]))
+            each.append(attention)
+        kept = capture.attention(run, "p", image)
+        for block in capture.cross:
+            mean = torch.stack([attention.cross[block] for attention in each]).mean(0)
+            torch.testing.assert_close(kept.cross[block], mean, atol=1e-5, rtol=0)
+        for block in capture.selves:
+            torch.testing.assert_close(kept.selves[block], each[2].selves[block], atol=1e-5, rtol=0)
+    assert run.step == 40
+    assert capture.notes(run) == []
+
+
+def test_the_prompt_is_known_by_its_context(host: TinyHost) -> None:
+    capture = capture_of(host)
+    run = sampled(host, capture, (40,))
+    assert capture.prompted(run, host.encode_text([TEXT])) == "p"
+    assert capture.prompted(run, host.encode_text(["a cat"])) is None
+
+
+def test_a_text_that_was_repeated_to_fit_counts_once(host: TinyHost) -> None:
+    capture = capture_of(host)
+    run = sampled(host, capture, (40,))
+    once = capture.attention(run, "p", 0).cross
+    run.means["p"] = {name: torch.cat([maps / 2, maps / 2], dim=1) for name, maps in run.means["p"].items()}
+    for name, maps in capture.attention(run, "p", 0).cross.items():
+        torch.testing.assert_close(maps, once[name])
+
+
+def test_merged_tokens_leave_the_picture_and_nothing_else(host: TinyHost) -> None:
+    """What ToMe does: fewer tokens than pixels. The call runs once more, unread."""
+    capture = capture_of(host)
+    run = Run({"p": 1.0}, (32, 32), {"p": host.encode_text([TEXT])}, aim=0)
+    x, when = latents(1), torch.tensor([40])
+    with capture.running("sampler", run), torch.no_grad():
+        out = capture.call(
+            host.models.unet, (32, 32), 40, ["p"], lambda: host.models.unet(x, when, host.encode_text([TEXT]))
+        )
+        assert torch.equal(out, host.models.unet(x, when, host.encode_text([TEXT])))
+    with pytest.raises(Exception, match="got none"):
+        capture.notes(run)
+    with pytest.raises(TapError), reading_attention(host.models.unet, capture.cross, (), host.specs, (32, 32)):
+        host.models.unet(x, when, host.encode_text([TEXT]))
+
+
+def ids_of(text: str) -> list[int]:
+    return [-1, *CLIP.ids(text), -1]
+
+
+def test_phrases_are_found_where_their_words_stand_side_by_side() -> None:
+    text = "a photo of the red, xylophonist dog under a red star and a red dog"
+    ids = ids_of(text)
+    phrases = ["a red star", "the dog", "a blue cat", "the red dog", "star of red", "a"]
+    said = spoken(ids, phrases, CLIP.ids)
+    named = {phrase: [CLIP.ids(text)[i - 1] for i in tokens] for phrase, tokens in zip(*said[1:3], strict=True)}
+    assert named["a red star"] == CLIP.ids("red star")
+    assert named["the dog"] == CLIP.ids("dog dog")  # both
+    assert named["the red dog"] == CLIP.ids("red dog")
+    assert set(named) == {"a red star", "the dog", "the red dog"}
+    rest = [CLIP.ids(text)[i - 1] for (i,) in said.background_tokens]
+    assert rest == [*CLIP.ids("red"), *CLIP.ids("xylophonist")]
+
+
+def segmenter(host: TinyHost) -> CapturedAttention:
+    capture = capture_of(host)
+    run = sampled(host, capture)
+    tokens = [-1, *host.tokenize(TEXT), -1]
+    said = spoken(tokens, ["a red star", "grass"], host.tokenize)
+    return CapturedAttention(AttentionHead(CONFIG).fitted_to(host), capture.attention(run, "p", 0), said, (16, 16))
+
+
+def test_words_of_the_prompt_take_no_pass_and_others_one(host: TinyHost, passes: list[int]) -> None:
+    captured = segmenter(host)
+    predictor = Predictor(host, captured)
+    predictor.set_latents(latents(1, 99))
+    passes.clear()
+    result = predictor.predict(["grass", "a red star - grass"])
+    assert passes == []
+    found = found_in(captured.attention, captured.prompt, CONFIG, host.specs, (16, 16))
+    torch.testing.assert_close(result.logits[:, 0], logits_of(found, CONFIG)[:, 1])
+    mixed = predictor.predict(["a blue cat", "grass", "snow"])
+    assert len(passes) == 1
+    torch.testing.assert_close(mixed.logits[:, 1], result.logits[:, 0])
+    alone = Predictor(host, AttentionHead(CONFIG))
+    alone.set_latents(latents(1, 99))
+    torch.testing.assert_close(mixed.logits[:, [0, 2]], alone.predict(["a blue cat", "snow"]).logits)
+
+
+def test_maps_follow_the_predictor_s_size(host: TinyHost) -> None:
+    captured = segmenter(host)
+    captured.latent_size = (16, 16)
+    predictor = Predictor(host, captured, resolution="native")
+    predictor.set_latents(torch.randn(1, 4, 20, 24))
+    assert predictor.predict(["grass", "a blue cat"]).logits.shape == (1, 2, 20, 24)
+
+
+def test_a_measure_that_needs_passes_is_not_asked(host: TinyHost, passes: list[int]) -> None:
+    config = dataclasses.replace(CONFIG, presence=Presence("gain", middle=0.0))
+    prompt = Prompt("", ("grass",), ((1,),), ((2,),))
+    cross = {block: torch.rand(1, 77, 16, 16) for block in blocks_at(CONFIG.coarse, host.specs)}
+    selves = {block: torch.rand(1, 256, 256).softmax(2) for block in blocks_at(CONFIG.selves, host.specs)}
+    captured = CapturedAttention(AttentionHead(config), Attention(cross, selves), prompt, (16, 16))
+    scores = captured.segment_together(host, latents(1), ["grass"], 50, 0)[1]
+    assert scores.tolist() == [[1.0]]
+    assert passes == []
