@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
 def main() -> None:
     """Runs `ldznet …`; wrong input ends with one clear line and exit code 2."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of diffusers and transformers: a command shows its own
     try:
         from .app import app
     except ImportError as error:

@@ -41,7 +41,10 @@ def segment(
     image: Annotated[Path, typer.Argument(help="The picture.")],
     text: Annotated[list[str], typer.Option(help='A phrase, or "a - b"; may be given several times.')],
     model: Annotated[str, typer.Option(help='"tiny", a diffusers folder, or an SD 1.x file.')] = "tiny",
-    head: Annotated[str, typer.Option(help='"attention", "tiny", "tiny-znet" or a .safetensors file.')] = "tiny",
+    head: Annotated[
+        str | None,
+        typer.Option(help='"attention", "tiny", "tiny-znet" or a file; left out: "tiny" for "tiny", else "attention".'),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for masks and overlay.")] = Path("masks"),
     threshold: Annotated[float, typer.Option(help="On probabilities.", min=0, max=1)] = 0.5,
     ensemble: Annotated[int, typer.Option(help="How many (t, noise) pairs to average.", min=1)] = 1,
@@ -59,7 +62,8 @@ def segment(
         picture.load()
     except (OSError, UnidentifiedImageError) as error:
         raise InputError(f"Expected a picture at {image}, got: {error}.") from error
-    host, loaded = open_host(model), load_head(head)
+    with console.status("Loading …"):
+        host, loaded = open_host(model), load_head(head or ("tiny" if model == "tiny" else "attention"))
     with progress_bar("Segmenting") as progress:
         predictor = Predictor(host, loaded, seed=seed, ensemble=ensemble, resolution=resolution, progress=progress)
         predictor.set_image(picture)
@@ -129,7 +133,7 @@ def info(
 
 @app.command()
 def train(
-    stage: Annotated[str, typer.Argument(help='vae, ldm, ldznet, znet, classifier, probe, or "all" in that order.')],
+    stage: Annotated[str, typer.Argument(help='vae, classifier, probe, ldm, ldznet, znet, or "all" in that order.')],
     data: Annotated[str, typer.Option(help='"tinyworld", or a folder with an index.jsonl.')] = "tinyworld",
     images: Annotated[int, typer.Option(help="How many scenes of the tiny world to draw.", min=1)] = 40_000,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps; the recipe's if left out.", min=1)] = None,

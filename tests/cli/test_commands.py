@@ -53,7 +53,7 @@ def ended(arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, folder: P
         (("info", "no.safetensors"), "does not exist"),
         (("convert", "no.ckpt", "head.safetensors"), "no.ckpt"),
         (("segment",), "Missing argument"),
-        (("train", "unet"), "Expected a stage of vae, ldm"),
+        (("train", "unet"), "Expected a stage of vae, classifier"),
         (("train", "vae", "--data", "nowhere"), "Expected index.jsonl in nowhere"),
         (("evaluate", "everything"), "Expected tiny, resolution, timestep or gates"),
         (("evaluate", "tiny", "--head", "no.safetensors"), "does not exist"),
