@@ -37,6 +37,7 @@ class Run:
     rows: dict[Any, dict[str, Tensor]] = field(default_factory=dict)  # by uuid
     means: dict[Any, dict[str, Tensor]] = field(default_factory=dict)  # by uuid: over all steps so far
     steps: dict[Any, int] = field(default_factory=dict)  # that `means` are of
+    latest: dict[Any, float] = field(default_factory=dict)  # the timestep that `means` took in last
     step: float = float("inf")  # the timestep that `rows` were taken at
     cropped: bool = False
     denoised: Tensor | None = None  # the last estimate of the clean latents, in model space
@@ -60,9 +61,10 @@ class Run:
             self.rows, self.step = {}, step
         self.rows.update(rows)
 
-    def average(self, uuid: Any, maps: Mapping[str, Tensor]) -> None:
+    def average(self, uuid: Any, step: float, maps: Mapping[str, Tensor]) -> None:
         """Takes the maps of one more step into the means of a conditioning."""
         means, count = self.means.setdefault(uuid, {}), self.steps.get(uuid, 0) + 1
+        self.latest[uuid] = step
         for name, new in maps.items():
             means[name] = means[name] + (new - means[name]) / count if name in means else new.clone()
         self.steps[uuid] = count
@@ -110,7 +112,7 @@ class Capture:
         rows = run.wants(distance, own, uuids, size)
         answer = execute
         try:
-            with self._reading(run, unet, size, uuids, rows) as seen:
+            with self._reading(run, unet, size, step, uuids, rows) as seen:
                 answer = execute()
         except TapError:  # a pack that skips or merges what is read: then this call leaves nothing
             return execute() if answer is execute else answer
@@ -120,7 +122,7 @@ class Capture:
         return answer
 
     @contextlib.contextmanager
-    def _reading(self, run: Run, unet: Any, size: Size, uuids: Sequence[Any], rows: Sequence[int]) -> Any:
+    def _reading(self, run: Run, unet: Any, size: Size, step: float, uuids: Sequence[Any], rows: Sequence[int]) -> Any:
         """Fills a dict b … with what this call shows of `rows`, if there are any."""
         if not rows:
             yield {}
@@ -164,7 +166,9 @@ class Capture:
 
 
 class AttentionCapture(Capture):
-    """As Capture, of attention: cross-attention is the mean over all steps, self-attention the nearest step's."""
+    """As Capture, of attention: cross-attention is the mean over all steps, self-attention the nearest step's.
+
+    Of each step the first call counts: guidance that disturbs the attention calls again."""
 
     def __init__(
         self, model: Any, cross: Sequence[str], selves: Sequence[str], specs: Mapping[str, TapSpec], timestep: int
@@ -173,8 +177,9 @@ class AttentionCapture(Capture):
         self.cross, self.selves, self.specs = tuple(cross), tuple(selves), specs
 
     @contextlib.contextmanager
-    def _reading(self, run: Run, unet: Any, size: Size, uuids: Sequence[Any], rows: Sequence[int]) -> Any:
+    def _reading(self, run: Run, unet: Any, size: Size, step: float, uuids: Sequence[Any], rows: Sequence[int]) -> Any:
         positive = [i for i, uuid in enumerate(uuids) if uuid in run.weights] if size == run.size else []
+        positive = [i for i in positive if run.latest.get(uuids[i]) != step]  # PAG calls again, with others' attention
         if not positive:
             yield {}
             return
@@ -183,7 +188,7 @@ class AttentionCapture(Capture):
             yield seen
         seen.update(attention.selves)
         for i in positive:
-            run.average(uuids[i], {name: maps.chunk(len(uuids))[i] for name, maps in attention.cross.items()})
+            run.average(uuids[i], step, {name: maps.chunk(len(uuids))[i] for name, maps in attention.cross.items()})
 
     def attention(self, run: Run, uuid: Any, image: int) -> Attention:
         """What the prompt of a conditioning was seen to attend to in one image of the batch."""

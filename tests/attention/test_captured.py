@@ -87,6 +87,21 @@ def test_cross_attention_is_the_mean_and_self_attention_the_nearest_step_s(host:
     assert capture.notes(run) == []
 
 
+@torch.no_grad()
+def test_a_disturbed_call_at_the_same_step_does_not_count(host: TinyHost) -> None:
+    """What PAG does: the positive rows again, with another attention."""
+    capture, x, when = capture_of(host), latents(1), torch.tensor([300])
+    runs = []
+    for texts in ([TEXT], [TEXT, "a blue cat"]):
+        run = Run({"p": 1.0}, (16, 16), {"p": host.encode_text([TEXT])}, aim=0)
+        with capture.running("sampler", run):
+            for context in map(host.encode_text, ([text] for text in texts)):
+                capture.call(host.models.unet, (16, 16), 300, ["p"], lambda c=context: host.models.unet(x, when, c))
+        runs.append(capture.attention(run, "p", 0).cross)
+    for block, maps in runs[0].items():
+        assert torch.equal(runs[1][block], maps)
+
+
 def test_the_prompt_is_known_by_its_context(host: TinyHost) -> None:
     capture = capture_of(host)
     run = sampled(host, capture, (40,))
