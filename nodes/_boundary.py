@@ -88,6 +88,15 @@ def vae_latents_of(latent: Any) -> Float[Tensor, "b 4 h w"]:
     return samples
 
 
+def require_latents(head: Any) -> None:
+    """Raises InputError for a head that reads pixels, where latents alone are at hand."""
+    if head.config.takes_pixels:
+        raise InputError(
+            "Expected a head that reads latents, got one (RGBNet) that reads pixels. Give Segment by Text an image and "
+            "a vae in the place of the latent, or load another head. (socket: head)"
+        )
+
+
 def frame(latents: Float[Tensor, "b 4 h w"], image: Float[Tensor, "b h w c"] | None) -> tuple[Size, Size, Size]:
     """(size to segment at, size of the picture, offset in it) of latents, with the picture they come from if any."""
     inner = (latents.shape[2] * PIXELS_PER_LATENT, latents.shape[3] * PIXELS_PER_LATENT)

@@ -15,7 +15,7 @@ from ..ldznet.hosts.capturing import ATTENTION, AttentionCapture, Capture, Run, 
 from ..ldznet.phrases import Phrase, terms_of
 from ..ldznet.predictor import Predictor
 from ..ldznet.segmentation import Segmentation
-from ._boundary import Segmented, frame, socket, vae_latents_of
+from ._boundary import Segmented, frame, require_latents, socket, vae_latents_of
 from ._phrases import read_phrases
 from ._schema import (
     CATEGORY,
@@ -68,6 +68,7 @@ class CaptureWhileSampling(io.ComfyNode):
 
         with socket("head"):
             Predictor(comfyui.ComfyHost(model), head.fitted_to(comfyui.ComfyHost(model)))  # raises if it does not fit
+        require_latents(head)
         return io.NodeOutput(*comfyui.capturing(model, head))
 
 
@@ -147,6 +148,7 @@ class InnerCaptured(io.ComfyNode):
     def execute(cls, latent: Any, capture: Capture, clip: Any, head: Any, text: str, prompt: str | None = None) -> Any:
         """See ComfyNode."""
         samples = vae_latents_of(latent)
+        require_latents(head)
         reads_attention = isinstance(head.patcher.model, AttentionHead)
         require_blocks(capture, [ATTENTION] if reads_attention else list(head.config.tap_specs))
         run = capture.of(samples)

@@ -80,8 +80,24 @@ class LoadHead(io.ComfyNode):
         return (head, os.path.getmtime(path), os.path.getsize(path)) if os.path.exists(path) else head
 
     @classmethod
+    def validate_inputs(cls, head: str = ATTENTION) -> bool | str:
+        """What to do about a file that is not there, in the place of ComfyUI's "Value not in list".
+
+        Where `head` is linked, ComfyUI calls this without it, and the node says the same when it runs.
+        """
+        try:
+            head_path(head)
+        except CheckpointError as error:
+            return str(error)
+        return True
+
+    @classmethod
     def execute(cls, head: str) -> Any:
-        """See ComfyNode."""
+        """See ComfyNode. A node shows one sentence; what deviates in a file, name by name, is in the log."""
         from ..ldznet.hosts import comfyui
 
-        return io.NodeOutput(comfyui.open_head(head_path(head), head))
+        try:
+            return io.NodeOutput(comfyui.open_head(head_path(head), head))
+        except CheckpointError as error:
+            sentence = str(error).partition("\n")[0]
+            raise CheckpointError(f"{sentence} (socket: head)") from error

@@ -13,7 +13,7 @@ from ..ldznet.errors import InputError
 from ..ldznet.predictor import RESOLUTIONS, Predictor
 from ..ldznet.segmentation import Segmentation
 from ..ldznet.shapes import Float
-from ._boundary import Segmented, frame, mask_of, pixels_of, socket, vae_latents_of
+from ._boundary import Segmented, frame, mask_of, pixels_of, require_latents, socket, vae_latents_of
 from ._phrases import read_phrases
 from ._schema import (
     CATEGORY,
@@ -192,6 +192,7 @@ def soft_maps(
         host = comfyui.ComfyHost(model, clip, vae)
         predictor = Predictor(host, head.fitted_to(host), progress=comfyui.Progress(), **settings)
     if vae_latents is not None:
+        require_latents(head)
         with socket("latent"):
             inner, size, offset = frame(vae_latents, image)
             predictor.set_latents(comfyui.model_space(model, vae_latents), size=inner)
