@@ -8,6 +8,8 @@ import os
 import folder_paths
 import torch
 
+from . import models
+
 
 class ProbeSave:
     """Writes whatever list of values arrives to output/<name>.pt: tensors, numbers, strings, and lists of them."""
@@ -160,6 +162,7 @@ class ProbeLatent:
 
 
 NODE_CLASS_MAPPINGS = {
+    **models.NODES,
     "ProbeSave": ProbeSave,
     "ProbeModel": ProbeModel,
     "ProbeState": ProbeState,
