@@ -20,6 +20,7 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS, RUN_SECONDS = 180, 240
+PACK = "ComfyUI-LDZNet"  # no identifier; with a space in it the host would serve neither help pages nor thumbnails
 
 
 def folder() -> Path | None:
@@ -52,7 +53,7 @@ class Server:
     def __init__(self, base: Path, options: Sequence[str] = ()) -> None:
         for name in ("custom_nodes", "models", "input", "output"):
             (base / name).mkdir(parents=True, exist_ok=True)
-        (base / "custom_nodes" / "words in, mask out").symlink_to(ROOT)
+        (base / "custom_nodes" / PACK).symlink_to(ROOT)
         (base / "custom_nodes" / "probe").symlink_to(Path(__file__).parent / "probe")
         comfyui = folder()
         assert comfyui is not None
