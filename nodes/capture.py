@@ -84,15 +84,16 @@ def captured_inputs(raw: dict[str, bool] | None = None) -> list[Any]:
 
 def prompt_input(raw: dict[str, bool] | None = None) -> Any:
     """The prompt that was sampled with, for the attention head."""
-    return io.String.Input(
+    prompt = io.String.Input(
         "prompt",
         optional=True,
         force_input=True,
         dynamic_prompts=False,
-        extra_dict=raw,
         tooltip="For the head attention: the very text that the positive CLIP Text Encode got. Phrases whose words "
         "stand in it are read from the sampling itself; all others take one pass of the UNet.",
     )
+    prompt.extra_dict = raw or {}  # an argument of inputs without a widget alone in ComfyUI 0.3.64
+    return prompt
 
 
 class SegmentCaptured(io.ComfyNode):

@@ -18,11 +18,19 @@ DEFAULTS = {"STRING": {"multiline": False}, "COMBO": {"multiselect": False}}
 class _Part:
     def __init__(self, id: str, display_name: str | None = None, **fields: Any) -> None:
         self.id, self.display_name, self.fields = id, display_name, fields
+        self.extra_dict = fields.pop("extra_dict", None) or {}
+
+
+class _Widget(_Part):
+    def __init__(self, id: str, display_name: str | None = None, **fields: Any) -> None:
+        if "extra_dict" in fields:
+            raise TypeError("ComfyUI 0.3.64 takes no extra_dict for an input with a widget")
+        super().__init__(id, display_name, **fields)
 
 
 class _Type:
-    def __init__(self, io_type: str) -> None:
-        self.Input = type("Input", (_Part,), {"io_type": io_type})
+    def __init__(self, io_type: str, part: type[_Part] = _Part) -> None:
+        self.Input = type("Input", (part,), {"io_type": io_type})
         self.Output = type("Output", (_Part,), {"io_type": io_type})
 
 
@@ -43,8 +51,8 @@ def object_info(node: type) -> dict[str, Any]:
     inputs: dict[str, dict[str, Any]] = {"required": {}}
     for part in schema.inputs:
         fields = {RENAMED.get(name, name): value for name, value in part.fields.items()}
-        extra, optional = fields.pop("extra_dict", None) or {}, fields.pop("optional", False)
-        options = {**DEFAULTS.get(part.io_type, {}), **fields, **extra}
+        optional = fields.pop("optional", False)
+        options = {**DEFAULTS.get(part.io_type, {}), **fields, **part.extra_dict}
         inputs.setdefault("optional" if optional else "required", {})[part.id] = [part.io_type, options]
     outputs = {
         "output": [part.io_type for part in schema.outputs],
@@ -58,7 +66,8 @@ def object_info(node: type) -> dict[str, Any]:
 def install() -> None:
     """Puts the stand-in, and an empty folder_paths, where a host would have its own."""
     basic, shown = ["String", "Int", "Float", "Boolean", "Combo"], ["Latent", "Image", "Mask", "Conditioning", "SEGS"]
-    io = types.SimpleNamespace(**{kind: _Type(kind.upper()) for kind in ["Model", "Clip", "Vae", *basic, *shown]})
+    io = types.SimpleNamespace(**{kind: _Type(kind.upper()) for kind in ["Model", "Clip", "Vae", *shown]})
+    vars(io).update({kind: _Type(kind.upper(), _Widget) for kind in basic})
     io.BoundingBox, io.Custom, io.Schema, io.ComfyNode = _Type("BOUNDING_BOX"), _Type, Schema, ComfyNode
     io.Hidden, io.NodeOutput = enum.Enum("Hidden", ["prompt", "extra_pnginfo"]), tuple
     latest = types.ModuleType("comfy_api.latest")
