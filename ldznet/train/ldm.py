@@ -28,7 +28,7 @@ from .engine import channels_last
 
 CAPTION_DROP = 0.1
 MIN_SNR_GAMMA = 5.0
-PERCEPTUAL_WEIGHT = 0.5
+PERCEPTUAL_WEIGHT = 5.0
 
 
 class Denoising(nn.Module):

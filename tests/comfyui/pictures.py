@@ -18,7 +18,10 @@ from PIL import Image
 
 WORKFLOWS, DOCS = host.ROOT / "workflows", host.ROOT / "web" / "docs"
 SIDE, GAP = 256, 8
-ON_A_CHECKPOINT = {"5_inpaint_by_text_sd15": "2_inpaint_by_text"}  # shown by its twin on the tiny world
+ON_A_CHECKPOINT = {  # shown by a twin on the tiny world
+    "5_inpaint_by_text_sd15": "2_inpaint_by_text",
+    "7_attention_any_checkpoint": "1_generate_and_segment",
+}
 SHOWN = {  # help page's picture: workflow, and which of its outputs by node type
     "segment": ("1_generate_and_segment", "LDZNetPreview"),
     "captured": ("3_capture_and_composite", "LDZNetPreview"),

@@ -161,8 +161,92 @@ class ProbeLatent:
         return ({"samples": torch.full([int(n) for n in shape.split()], float(fill))},)
 
 
+# UNets of other families, small
+SHARED = {
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 64,
+    "num_head_channels": 16,
+    "use_spatial_transformer": True,
+    "use_linear_in_transformer": True,
+    "use_temporal_attention": False,
+    "legacy": False,
+}
+SD2 = {
+    "num_res_blocks": [2, 2, 2, 2],
+    "channel_mult": [1, 2, 4, 4],
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+    "transformer_depth_middle": 1,
+    "context_dim": 1024,
+}
+SDXL = {
+    "num_res_blocks": [2, 2, 2],
+    "channel_mult": [1, 2, 4],
+    "transformer_depth": [0, 0, 1, 1, 2, 2],
+    "transformer_depth_output": [0, 0, 0, 1, 1, 1, 2, 2, 2],
+    "transformer_depth_middle": 2,
+    "context_dim": 2048,
+    "adm_in_channels": 2816,
+    "num_classes": "sequential",
+}
+
+
+class ProbeFamily:
+    """A small SD 2.x or SDXL of random weights: ComfyUI's own UNet and tokenizers, and contexts drawn by token."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL", "CLIP"), "make", "probe"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"family": (["sd2", "sdxl"],)}}
+
+    def make(self, family):
+        import comfy.model_patcher
+        import comfy.sdxl_clip
+        import comfy.supported_models
+        import comfy.text_encoders.sd2_clip
+
+        known = {"sd2": comfy.supported_models.SD20, "sdxl": comfy.supported_models.SDXL}[family]
+        config = known({**SHARED, **(SD2 if family == "sd2" else SDXL)})
+        config.set_inference_dtype(torch.float32, None)
+        base = config.get_model({"nothing": torch.zeros(1)}, "nowhere.", device="cpu")
+        generator = torch.Generator().manual_seed(0)
+        for weight in base.diffusion_model.parameters():
+            weight.data.copy_(torch.randn(weight.shape, generator=generator) * 0.05)
+        model = comfy.model_patcher.ModelPatcher(base, torch.device("cpu"), torch.device("cpu"))
+        tokenizer = comfy.text_encoders.sd2_clip.SD2Tokenizer if family == "sd2" else comfy.sdxl_clip.SDXLTokenizer
+        return model, _DrawnCLIP(tokenizer(), config.unet_config["context_dim"])
+
+
+class _DrawnCLIP:
+    """As much of a CLIP as nodes ask for; the context of a token depends on the token alone."""
+
+    def __init__(self, tokenizer, width):
+        self.tokenizer, self.width = tokenizer, width
+
+    def clone(self):
+        return self
+
+    def clip_layer(self, layer):
+        pass
+
+    def tokenize(self, text, return_word_ids=False):
+        return self.tokenizer.tokenize_with_weights(text, return_word_ids)
+
+    def encode_from_tokens(self, tokens, return_pooled=False, return_dict=False):
+        rows = next(iter(tokens.values()))
+        cond = torch.stack([self._of(token[0]) for row in rows for token in row])[None]
+        return {"cond": cond, "pooled_output": cond[:, 0, :1280]} if return_dict else cond
+
+    def _of(self, token):
+        return torch.randn(self.width, generator=torch.Generator().manual_seed(token))
+
+
 NODE_CLASS_MAPPINGS = {
     **models.NODES,
+    "ProbeFamily": ProbeFamily,
     "ProbeSave": ProbeSave,
     "ProbeModel": ProbeModel,
     "ProbeState": ProbeState,
