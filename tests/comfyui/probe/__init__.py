@@ -112,6 +112,8 @@ class ProbeModel:
 
     def counted(self, model):
         unet = model.model.diffusion_model
+        if hasattr(unet, "probe_calls"):  # counted already: the host keeps models from prompt to prompt
+            return model
         unet.probe_calls = 0
 
         def count(module, args):
