@@ -163,10 +163,10 @@ def main() -> None:
     comfy.cli_args.args.cpu = True
     from ldznet.hosts import comfyui
 
-    model = sd15()
+    host = comfyui.ComfyHost(sd15())
     print(f"SD 1.5 at {given.size} px, {given.steps} steps, float32 on the CPU, {given.threads} threads", flush=True)
     for name, head in heads().items():
-        clock, (captured, _) = Clock(), comfyui.capturing(model, head)
+        clock, (captured, _) = Clock(), comfyui.capturing(host, head.fitted_to(host).head_config)
         timed(captured, clock)
         with hooks_on(clock):
             sample(captured, given.size, given.steps, clock)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from .errors import InputError
 
-ARTICLES = ("a ", "an ", "the ")
+ARTICLES = ("a", "an", "the")
 MINUS = " - "
 
 
@@ -37,7 +37,7 @@ def fill(template: str, phrase: str) -> str:
     """`phrase` in `template`; its leading article is dropped where the template brings one ("a photo of a {}.")."""
     if "a {}" in template:
         for article in ARTICLES:
-            if phrase.lower().startswith(article):
-                phrase = phrase[len(article) :]
+            if phrase.lower().startswith(f"{article} "):
+                phrase = phrase[len(article) + 1 :]
                 break
     return template.replace("{}", phrase)

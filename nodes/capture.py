@@ -67,9 +67,10 @@ class CaptureWhileSampling(io.ComfyNode):
         from ..ldznet.hosts import comfyui
 
         with socket("head"):
-            Predictor(comfyui.ComfyHost(model), head.fitted_to(comfyui.ComfyHost(model)))  # raises if it does not fit
+            host = comfyui.ComfyHost(model)
+            config = Predictor(host, head.fitted_to(host)).config  # raises if the head does not fit
         require_latents(head)
-        return io.NodeOutput(*comfyui.capturing(model, head))
+        return io.NodeOutput(*comfyui.capturing(host, config))
 
 
 def captured_inputs(raw: dict[str, bool] | None = None) -> list[Any]:

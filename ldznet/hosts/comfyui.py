@@ -171,8 +171,7 @@ class ComfyHost:
         tokens = self.clip.tokenize(prompt, return_word_ids=True)
         rows = next(iter(tokens.values()))
         ids = [token if word and isinstance(token, int) else -1 for row in rows for token, _, word in row]
-        plain = {name: [[token[:2] for token in row] for row in rows] for name, rows in tokens.items()}
-        return self.clip.encode_from_tokens(plain), ids
+        return self.clip.encode_from_tokens(_without_numbers(tokens)), ids
 
     def add_noise(
         self, latents: Float[Tensor, "b 4 h w"], noise: Float[Tensor, "b 4 h w"], timesteps: Int[Tensor, " b"]
@@ -243,8 +242,7 @@ class ComfyHost:
             )
         rows = next(iter(tokens.values()))
         require_length(phrase, sum(word != 0 for row in rows for _, _, word in row))
-        plain = {name: [[token[:2] for token in row] for row in rows] for name, rows in tokens.items()}
-        encoded = clip.encode_from_tokens(plain, return_dict=True)
+        encoded = clip.encode_from_tokens(_without_numbers(tokens), return_dict=True)
         if encoded["cond"].shape[-1] != self.context_dim:
             raise HostError(
                 f"Expected a context of width {self.context_dim} from the socket clip, got "
@@ -300,11 +298,10 @@ def tap_specs(unet: Any) -> dict[str, TapSpec]:
     return {name: TapSpec(name, m.in_channels, 2 ** level(Block.parse(name))) for name, m in modules.items()}
 
 
-def capturing(model: Any, head: Head) -> tuple[Any, Capture]:
-    """A clone of `model` whose samplers leave in a Capture what `head`, which fits it, reads: taps of the step nearest
-    its timestep, or the attention of all steps. The pictures stay the same to the bit."""
-    host = ComfyHost(model)
-    config = head.fitted_to(host).head_config
+def capturing(host: ComfyHost, config: HeadConfig | AttentionConfig) -> tuple[Any, Capture]:
+    """A clone of the host's MODEL whose samplers leave in a Capture what a head of `config`, fitted to the host, reads:
+    taps of the step nearest its timestep, or the attention of all steps. The pictures stay the same to the bit."""
+    model = host.model
     capture: Capture
     if isinstance(config, AttentionConfig):
         cross = blocks_at((*config.coarse, *config.fine), host.specs)
@@ -439,6 +436,11 @@ def family_of(model: Any) -> str:
 def _tokens(clip: Any, text: str) -> dict[str, list[list[Any]]]:
     """ComfyUI's tokens (id, weight, number of the word) by encoder, with brackets taken literally."""
     return clip.tokenize(BRACKET.sub(r"\\\1", text), return_word_ids=True)
+
+
+def _without_numbers(tokens: Mapping[str, list[list[Any]]]) -> dict[str, list[list[Any]]]:
+    """Tokens (id, weight) by encoder, as ComfyUI's text encoders take them."""
+    return {name: [[token[:2] for token in row] for row in rows] for name, rows in tokens.items()}
 
 
 def _named(width: Any) -> str:

@@ -20,13 +20,12 @@ from ..contracts import Host
 from ..data.cache import Cache
 from ..errors import InputError
 from ..models import LDZNet
-from ..phrases import fill
+from ..phrases import ARTICLES, fill
 from .engine import channels_last
 
 ABSENT_SHARE = 0.3
 DICE_WEIGHT, PRESENCE_WEIGHT, WORDS_WEIGHT = 1.0, 0.2, 0.3
 MOST_WORDS = 64  # the commonest of the data
-ARTICLES = ("a", "an", "the")
 
 
 def start_from(head: LDZNet, module: nn.Module) -> int:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 import pytest
 import torch
-from attention import unets
 from hosts import small
 
 from ldznet import Predictor
@@ -24,20 +22,6 @@ from ldznet.hosts.tiny import TinyHost
 CLIP = Tokenizer.from_merges(small.MERGES)
 CONFIG = dataclasses.replace(CONFIGS["tiny"], presence=Presence(), steps=2)
 TEXT = "a photo of a red star on grass"
-
-
-@pytest.fixture(scope="module")
-def host() -> TinyHost:
-    return unets.tiny_host()
-
-
-@pytest.fixture
-def passes(host: TinyHost) -> Iterator[list[int]]:
-    """One entry for each pass of the host's UNet."""
-    runs: list[int] = []
-    handle = host.models.unet.input_blocks[0][0].register_forward_hook(lambda m, args, out: runs.append(1))
-    yield runs
-    handle.remove()
 
 
 def capture_of(host: TinyHost) -> AttentionCapture:

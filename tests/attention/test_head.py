@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -22,20 +21,6 @@ from ldznet.schedule import seeded_noise
 
 TINY = dataclasses.replace(CONFIGS["tiny"], presence=Presence())  # a calibrated one may take further passes
 PHRASES = ["a red star", "grass", "a blue cat"]
-
-
-@pytest.fixture(scope="module")
-def host() -> TinyHost:
-    return unets.tiny_host()
-
-
-@pytest.fixture
-def passes(host: TinyHost) -> Iterator[list[int]]:
-    """One entry for each pass of the host's UNet."""
-    runs: list[int] = []
-    handle = host.models.unet.input_blocks[0][0].register_forward_hook(lambda m, args, out: runs.append(len(args)))
-    yield runs
-    handle.remove()
 
 
 def predictor(host: TinyHost, config: AttentionConfig | None = None, **kwargs: object) -> Predictor:
