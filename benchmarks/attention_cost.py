@@ -1,22 +1,22 @@
 """What the training-free head costs at full size: one phrase, eight phrases, against one sampling step. Random weights.
 
     python benchmarks/attention_cost.py --model sd1 --size 512 --pairs 3
-    python benchmarks/attention_cost.py --model sdxl --size 1024 --device cuda --dtype float16
+    python benchmarks/attention_cost.py --model sdxl --size 1024 --pairs 1 --dtype bfloat16
 
 Each round runs all three, in an order that alternates. A sampling step is one UNet pass over a batch of two (with and
-without the prompt). Text encoder and VAE are left out of all of them. Time does not depend on the weights.
+without the prompt). Text encoder and VAE are left out of all of them. Time does not depend on the weights. Peaks are
+of the device's memory, or on a CPU of the process (Linux alone tells it), weights included.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from ldznet.hosts.hf_diffusers import tap_specs
 from ldznet.shapes import PIXELS_PER_LATENT
 
 MERGES = Path(__file__).parents[1] / "ldznet" / "hosts" / "sd1" / "clip_merges.txt.gz"
+CLEAR_PEAK, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PHRASES = ["the dog", "grass", "a red car", "the sky", "a wooden bench", "the woman", "a tree", "the old house"]
 MODELS: dict[str, dict[str, Any]] = {  # UNet2DConditionModel's arguments where they are not its defaults
@@ -99,32 +100,46 @@ def jobs(host: BareHost, side: int) -> dict[str, Callable[[], Any]]:
     }
 
 
+class Measured(NamedTuple):
+    """Of every job: seconds in every round, and the highest peak in GB."""
+
+    seconds: dict[str, list[float]]
+    peaks: dict[str, float]
+
+
 @torch.no_grad()
-def measure(host: BareHost, side: int, pairs: int) -> dict[str, list[float]]:
-    """Seconds of every job in every round, after a round that does not count."""
-    times: dict[str, list[float]] = {}
+def measure(host: BareHost, side: int, pairs: int) -> Measured:
+    """Runs every job `pairs` times, after a round that does not count."""
+    found = Measured({}, {})
     for number in range(-1, pairs):
         for name, job in sorted(jobs(host, side).items(), reverse=bool(number % 2)):
+            forget_peak(host.device)
             start = time.perf_counter()
             job()
             if host.device.type == "cuda":
                 torch.cuda.synchronize(host.device)
+            seconds = time.perf_counter() - start
+            found.peaks[name] = max(found.peaks.get(name, 0.0), peak(host.device))
+            print(f"round {number + 1} of {pairs}: {name} {seconds:.2f} s, {found.peaks[name]:.2f} GB", flush=True)
             if number >= 0:
-                times.setdefault(name, []).append(time.perf_counter() - start)
-    return times
+                found.seconds.setdefault(name, []).append(seconds)
+    return found
 
 
-def peak(host: BareHost, side: int) -> dict[str, float]:
-    """GB above the weights at each job's peak (on cuda), or the process's highest so far, weights included."""
-    found = {}
-    for name, job in jobs(host, side).items():
-        if host.device.type == "cuda":
-            before = torch.cuda.memory_allocated(host.device)
-            torch.cuda.reset_peak_memory_stats(host.device)
-            with torch.no_grad():
-                job()
-            found[name] = (torch.cuda.max_memory_allocated(host.device) - before) / 1024**3
-    return found or {"whole process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2}
+def forget_peak(device: torch.device) -> None:
+    """From here on `peak` counts anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif CLEAR_PEAK.exists():
+        CLEAR_PEAK.write_text("5")
+
+
+def peak(device: torch.device) -> float:
+    """GB at the peak since `forget_peak`; 0 where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1024**3
+    lines = STATUS.read_text().splitlines() if STATUS.exists() else []
+    return sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024**2
 
 
 def main() -> None:
@@ -140,17 +155,15 @@ def main() -> None:
         parser.error(f"expected at least one round and a size in multiples of 64, got {given.pairs} and {given.size}")
     host = BareHost(given.model, torch.device(given.device), DTYPES[given.dtype])
     side = given.size // PIXELS_PER_LATENT
-    times = measure(host, side, given.pairs)
-    medians = {name: statistics.median(values) for name, values in times.items()}
+    measured = measure(host, side, given.pairs)
+    medians = {name: statistics.median(values) for name, values in measured.seconds.items()}
     print(f"{given.model} at {given.size} px, {given.dtype} on {given.device}, {torch.get_num_threads()} threads")
     for name, value in medians.items():
         share = value / medians["sampling step"]
-        print(f"{name:>14}: median {value:.3f} s, {share:.2f} of a sampling step")
+        print(f"{name:>14}: median {value:.3f} s, {share:.2f} of a sampling step, peak {measured.peaks[name]:.2f} GB")
     print(f"eight phrases over one: {medians['eight phrases'] / medians['one phrase']:.3f} (target: 1.15)")
-    memory = peak(host, side)
-    print("peak GB:", ", ".join(f"{name} {value:.2f}" for name, value in memory.items()))
     if given.json:
-        given.json.write_text(json.dumps({"seconds": times, "peak_gb": memory}, indent=2))
+        given.json.write_text(json.dumps({"seconds": measured.seconds, "peak_gb": measured.peaks}, indent=2))
 
 
 if __name__ == "__main__":
