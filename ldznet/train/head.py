@@ -24,6 +24,7 @@ from ..phrases import ARTICLES, fill
 from .engine import channels_last
 
 ABSENT_SHARE = 0.3
+STUFF_WEIGHT = 0.3  # of drawing a phrase of stuff, against one of a thing: stuff is learned long before
 DICE_WEIGHT, PRESENCE_WEIGHT, WORDS_WEIGHT = 1.0, 0.2, 0.3
 MOST_WORDS = 64  # the commonest of the data
 
@@ -121,7 +122,8 @@ class HeadTask:
         record = self.cache.records[i]
         if record["absent"] and (not record["phrases"] or rng.random() < ABSENT_SHARE):
             return str(rng.choice(record["absent"])), np.zeros(self.cache.images.shape[1:3], bool)
-        which = int(rng.integers(len(record["phrases"])))
+        weights = np.array([STUFF_WEIGHT if kind == "stuff" else 1.0 for kind in record["kinds"]])
+        which = int(rng.choice(len(weights), p=weights / weights.sum()))
         return record["phrases"][which], self.cache.mask(i, which)
 
     def _word_maps(self, index: np.ndarray) -> Tensor:

@@ -8,7 +8,9 @@ A tenth of the captions is dropped, for classifier-free guidance.
 Which thing was asked for changes few latents by little, against textures and noise that nobody can foresee; left to
 the squared error alone, categories come long after colours and grounds. So the picture that each prediction implies
 is also compared in the features of a frozen judge of latents (a perceptual loss on the predicted latents, after Lin
-and Yang, arXiv 2401.00110, who take the diffusion model's own features).
+and Yang, arXiv 2401.00110, who take the diffusion model's own features), and where a caption speaks of one kind of
+thing, the judge must name it in that picture: classifier guidance (Dhariwal and Nichol, NeurIPS 2021) learned instead
+of added while sampling. Captions are all that is known of an image; the judge learned its names from them too.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..clip_bpe import Tokenizer
@@ -23,12 +26,14 @@ from ..data.cache import Cache
 from ..models import UNet
 from ..schedule import NUM_TIMESTEPS, add_noise, alphas_cumprod
 from ..tinyworld.namer import Namer
+from ..tinyworld.shapes import CATEGORIES
 from ..tinyworld.text import TextEncoder
 from .engine import channels_last
 
 CAPTION_DROP = 0.1
 MIN_SNR_GAMMA = 5.0
-PERCEPTUAL_WEIGHT = 5.0
+PERCEPTUAL_WEIGHT, NAMING_WEIGHT = 5.0, 0.1
+UNNAMED = -1  # the category of an image whose caption names several or none
 
 
 class Denoising(nn.Module):
@@ -48,17 +53,22 @@ class Denoising(nn.Module):
         self.register_buffer("weights", weights.float(), persistent=False)
 
     def forward(
-        self, latents: Tensor, noise: Tensor, timesteps: Tensor, ids: Tensor
+        self, latents: Tensor, noise: Tensor, timesteps: Tensor, ids: Tensor, categories: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         noisy = add_noise(latents, noise, timesteps)
         eps = self.unet(noisy, timesteps, self.text(ids)).float()
         mse = ((eps - noise) ** 2).mean(dim=(1, 2, 3))
         loss, figures = (mse * self.weights[timesteps]).mean(), {"mse": mse.detach().mean()}
         for judge in self.judge:
-            alphas = self.alphas[timesteps][:, None, None, None]
-            implied = (noisy - (1 - alphas).sqrt() * eps) / alphas.sqrt()
-            seen = (alphas[:, 0, 0, 0] * perceptual_distance(judge, implied, latents)).mean()
-            loss, figures["seen"] = loss + PERCEPTUAL_WEIGHT * seen, seen.detach()
+            alphas = self.alphas[timesteps]
+            a = alphas[:, None, None, None]
+            implied = (noisy - (1 - a).sqrt() * eps) / a.sqrt()
+            seen = (alphas * perceptual_distance(judge, implied, latents)).mean()
+            named = (
+                alphas.sqrt() * F.cross_entropy(judge(implied)[0], categories, ignore_index=UNNAMED, reduction="none")
+            ).mean()
+            loss = loss + PERCEPTUAL_WEIGHT * seen + NAMING_WEIGHT * named
+            figures |= {"seen": seen.detach(), "named": named.detach()}
         return loss, figures
 
 
@@ -90,15 +100,24 @@ class LDMTask:
         captions = [[tokenizer.encode(caption) for caption in record["captions"]] for record in records]
         self.captions = torch.tensor(captions, dtype=torch.int16)
         self.empty = torch.tensor(tokenizer.encode(""))
+        self.categories = torch.tensor([only_category(record["captions"]) for record in records])
 
-    def batch(self, step: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def batch(self, step: int, size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         index = torch.randint(len(self.latents), (size,), generator=generator)
         latents = self.latents[index].float().contiguous(memory_format=torch.channels_last)
         ids = self.captions[index, torch.randint(self.captions.shape[1], (size,), generator=generator)].long()
-        ids[torch.rand(size, generator=generator) < CAPTION_DROP] = self.empty
+        dropped = torch.rand(size, generator=generator) < CAPTION_DROP
+        ids[dropped] = self.empty
+        categories = self.categories[index].masked_fill(dropped, UNNAMED)
         timesteps = torch.randint(NUM_TIMESTEPS, (size,), generator=generator)
         noise = torch.randn(latents.shape, generator=generator).contiguous(memory_format=torch.channels_last)
-        return latents, noise, timesteps, ids
+        return latents, noise, timesteps, ids, categories
 
     def loss(self, module: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
         return module(*batch)
+
+
+def only_category(captions: Sequence[str]) -> int:
+    """The place in CATEGORIES of the one kind of thing that all `captions` of an image name; UNNAMED where several."""
+    named = {word for caption in captions for word in caption.replace(",", "").split() if word in CATEGORIES}
+    return list(CATEGORIES).index(named.pop()) if len(named) == 1 else UNNAMED

@@ -27,7 +27,9 @@ class Naming(nn.Module):
 
 
 class NamerTask:
-    """Batches of pixels or latents. A classifier sees half of its pictures as `decode` gives them back from latents."""
+    """Batches of pixels or latents. A classifier sees half of its pictures as `decode` gives them back from latents, a
+    probe half of its latents with noise of up to their own deviation, so that it bears those an LDM predicts.
+    """
 
     def __init__(self, namer: Namer, cache: Cache, decode: Callable[[Tensor], Tensor] | None = None) -> None:
         if cache.latents is None:
@@ -45,6 +47,9 @@ class NamerTask:
             half = size // 2
             x = torch.cat([self.decode(x[:half]).clamp(-1, 1), pixels[half:]])
             x = x.flip(3) if torch.rand((), generator=generator) < 0.5 else x  # mirrored latents are no latents
+        else:
+            deviations = (2 * torch.rand(size, 1, 1, 1, generator=generator) - 1).clamp(min=0)
+            x = x + deviations * torch.randn(x.shape, generator=generator)
         return x.contiguous(memory_format=torch.channels_last), categories, colours
 
     def loss(self, module: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -80,7 +80,8 @@ def train_vae(stage: Stage, progress: Progress) -> list[Path]:
 
 
 def train_ldm(stage: Stage, singles: Cache | None, progress: Progress) -> list[Path]:
-    """Trains UNet and text encoder on latents of the VAE in `stage.weights`.
+    """Trains UNet and text encoder on latents of the VAE in `stage.weights`; a text encoder that lies there stays as
+    it is, since heads read its context too.
 
     With `singles`, scenes of one thing, half of the latents are theirs and the probe's eyes help to compare.
     """
@@ -90,6 +91,7 @@ def train_ldm(stage: Stage, singles: Cache | None, progress: Progress) -> list[P
     caches = [add_latents(cache, vae.encode) for cache in (stage.cache, singles) if cache is not None]
     judge = load_weights(Namer("latents"), stage.file("probe")) if singles else None
     unet, text = stage.goes_on(models.unet, "unet"), stage.goes_on(models.text, "text")
+    text.requires_grad_(not stage.file("text").exists())
     task = LDMTask(unet, text, models.tokenizer, caches, judge)
     trained = Run(task, stage.config, stage.folder).train(progress)
     for part in ("unet", "text"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ldznet.data import TinyWorldDataset
@@ -11,7 +12,17 @@ from ldznet.data.cache import Cache, add_latents, draw
 from ldznet.schedule import add_noise, alphas_cumprod
 from ldznet.tinyworld import world
 from ldznet.tinyworld.namer import Namer
-from ldznet.train.ldm import CAPTION_DROP, PERCEPTUAL_WEIGHT, Denoising, LDMTask, perceptual_distance
+from ldznet.tinyworld.shapes import CATEGORIES
+from ldznet.train.ldm import (
+    CAPTION_DROP,
+    NAMING_WEIGHT,
+    PERCEPTUAL_WEIGHT,
+    UNNAMED,
+    Denoising,
+    LDMTask,
+    only_category,
+    perceptual_distance,
+)
 
 SIZE = 64
 
@@ -32,6 +43,9 @@ def caches(models: world.Models, tmp_path_factory: pytest.TempPathFactory) -> li
         ]
 
 
+NONE = torch.tensor([UNNAMED, UNNAMED])
+
+
 class Fixed(nn.Module):
     """A UNet with an answer of its own."""
 
@@ -47,7 +61,7 @@ def test_the_loss_is_of_v_where_noise_dominates() -> None:
     noise, latents = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
     t = torch.tensor([999, 600])
     off = noise + torch.tensor([0.1, 0.2])[:, None, None, None]
-    loss, figures = Denoising(Fixed(off), nn.Identity(), None)(latents, noise, t, torch.zeros(2))
+    loss, figures = Denoising(Fixed(off), nn.Identity(), None)(latents, noise, t, torch.zeros(2), NONE)
     alphas = alphas_cumprod()[t]
     assert loss.item() == pytest.approx(((torch.tensor([0.01, 0.04]) / alphas).mean()).item(), rel=1e-4)
     assert figures["mse"].item() == pytest.approx(0.025, rel=1e-4)
@@ -56,16 +70,48 @@ def test_the_loss_is_of_v_where_noise_dominates() -> None:
 def test_a_right_prediction_looks_right_and_a_wrong_one_does_not() -> None:
     judge = Namer("latents")
     noise, latents = torch.randn(2, 4, 16, 16), torch.randn(2, 4, 16, 16)
-    t = torch.tensor([100, 700])
-    right = Denoising(Fixed(noise), nn.Identity(), judge)(latents, noise, t, torch.zeros(2))
+    t, ids = torch.tensor([100, 700]), torch.zeros(2)
+    right = Denoising(Fixed(noise), nn.Identity(), judge)(latents, noise, t, ids, NONE)
     assert right[0].item() == pytest.approx(0, abs=1e-6)
-    loss, figures = Denoising(Fixed(noise * 0.9), nn.Identity(), judge)(latents, noise, t, torch.zeros(2))
-    noisy, a = add_noise(latents, noise, t), alphas_cumprod()[t].float()[:, None, None, None]
-    implied = (noisy - (1 - a).sqrt() * noise * 0.9) / a.sqrt()
-    seen = (a.flatten() * perceptual_distance(judge, implied, latents)).mean()
+    loss, figures = Denoising(Fixed(noise * 0.9), nn.Identity(), judge)(latents, noise, t, ids, NONE)
+    implied, a = _implied(latents, noise, t, noise * 0.9)
+    seen = (a * perceptual_distance(judge, implied, latents)).mean()
     assert figures["seen"].item() == pytest.approx(seen.item(), rel=1e-4)
-    plain = Denoising(Fixed(noise * 0.9), nn.Identity(), None)(latents, noise, t, torch.zeros(2))[0]
+    plain = Denoising(Fixed(noise * 0.9), nn.Identity(), None)(latents, noise, t, ids, NONE)[0]
     assert (loss - plain).item() == pytest.approx(PERCEPTUAL_WEIGHT * seen.item(), rel=1e-3)
+
+
+def test_the_judge_must_name_the_captioned_category() -> None:
+    judge = Namer("latents")
+    noise, latents = torch.randn(2, 4, 16, 16), torch.randn(2, 4, 16, 16)
+    t, ids = torch.tensor([100, 700]), torch.zeros(2)
+    model = Denoising(Fixed(noise * 0.9), nn.Identity(), judge)
+    implied, a = _implied(latents, noise, t, noise * 0.9)
+    wrong = F.cross_entropy(judge(implied)[0][1:], torch.tensor([3])) * a[1].sqrt()
+    loss, figures = model(latents, noise, t, ids, torch.tensor([UNNAMED, 3]))
+    assert figures["named"].item() == pytest.approx(wrong.item() / 2, rel=1e-4)
+    unnamed = model(latents, noise, t, ids, NONE)[0]
+    assert (loss - unnamed).item() == pytest.approx(NAMING_WEIGHT * wrong.item() / 2, rel=1e-2)
+
+
+def _implied(latents: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> tuple:
+    """The picture that a prediction implies, and the alphas."""
+    a = alphas_cumprod()[t].float()
+    wide = a[:, None, None, None]
+    return (add_noise(latents, noise, t) - (1 - wide).sqrt() * eps) / wide.sqrt(), a
+
+
+@pytest.mark.parametrize(
+    ("captions", "category"),
+    [
+        (["a red star on grass", "a photo of a star"], "star"),
+        (["a red star, a cat on grass", "a cat"], None),
+        (["stripes on grass"], None),
+        (["a cat, and sky"], "cat"),
+    ],
+)
+def test_one_category_is_known_where_captions_name_one(captions: list[str], category: str | None) -> None:
+    assert only_category(captions) == (list(CATEGORIES).index(category) if category else UNNAMED)
 
 
 def test_the_judge_is_not_trained(models: world.Models, caches: list[Cache]) -> None:
@@ -80,7 +126,7 @@ def test_the_judge_is_not_trained(models: world.Models, caches: list[Cache]) -> 
 
 def test_batches_come_from_all_caches_with_their_captions(models: world.Models, caches: list[Cache]) -> None:
     task = LDMTask(models.unet, models.text, models.tokenizer, caches)
-    latents, noise, timesteps, ids = task.batch(0, 200, torch.Generator().manual_seed(0))
+    latents, noise, timesteps, ids, categories = task.batch(0, 200, torch.Generator().manual_seed(0))
     every = torch.cat([cache.latents.float() for cache in caches])
     said = [[models.tokenizer.encode(c) for c in record["captions"]] for cache in caches for record in cache.records]
     counts = [0] * len(every)
@@ -91,6 +137,7 @@ def test_batches_come_from_all_caches_with_their_captions(models: world.Models, 
         empty = torch.equal(ids[row], task.empty)
         dropped += empty
         assert empty or ids[row].tolist() in said[item]
+        assert categories[row] == (UNNAMED if empty else task.categories[item])
     assert min(counts) > 0
     assert dropped / 200 == pytest.approx(CAPTION_DROP, abs=0.06)
     assert noise.shape == latents.shape
