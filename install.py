@@ -83,8 +83,6 @@ def convert(arguments: argparse.Namespace) -> int:
     """0 when the head is written, 2 with one line on standard error when it is not."""
     source = Path(arguments.file)
     target = Path(arguments.output) if arguments.output else (model_folder() or source.absolute().parent) / HEAD_NAME
-    if target.exists() and not arguments.force:
-        return refuse(f"Expected a new file, but {target} exists. Add --force to replace it.")
     if missing_line():
         return refuse(missing_line())
     load_package()
@@ -93,7 +91,7 @@ def convert(arguments: argparse.Namespace) -> int:
     errors = importlib.import_module("ldznet.errors")
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
     try:
-        report = converter.convert(source, target, dtype, progress=percent_printer())
+        report = converter.convert(source, target, dtype, force=arguments.force, progress=percent_printer())
     except errors.LDZNetError as error:
         return refuse(str(error))
     print(f"Wrote {report.target} ({report.parameters / 1e6:.1f} M parameters, {report.size / 1e9:.2f} GB).")
@@ -119,3 +117,5 @@ if __name__ == "__main__":
         sys.exit(main())
     except KeyboardInterrupt:
         sys.exit("Stopped. Nothing was written.")
+    except OSError as error:
+        sys.exit(refuse(f"Could not read or write a file: {error}. Check the path, its rights and the free space."))

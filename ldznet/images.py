@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,19 @@ from torch import Tensor
 from .errors import InputError
 from .shapes import Float, Size, UInt8
 
+# What Pillow raises for a file that is no picture, damaged, or too large to be one.
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 EXPECTED = "a PIL image, a uint8 array h w 3, or a float tensor b 3 h w in [-1, 1]"
+
+
+def open_picture(path: Path) -> Image.Image:
+    """The picture in a file, read to its end; raises InputError for a file that is none."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except UNREADABLE as error:
+        raise InputError(f"Expected a picture at {path}, got: {error}. Give a file that opens in a viewer.") from error
 
 
 def to_pixels(image: Any) -> Float[Tensor, "b 3 h w"]:

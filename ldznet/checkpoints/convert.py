@@ -19,7 +19,7 @@ from ..config import HeadConfig
 from ..errors import CheckpointError, InputError
 from .files import TensorFile, nbytes, open_safetensors, sniff, stream_tensors
 from .formats import Match, TensorInfo, match
-from .load import common_dtype, config_of, layout_of, meta_head, own_metadata
+from .load import OWNER, common_dtype, config_of, layout_of, meta_head, own_metadata
 from .pickles import open_pickle
 
 OPENERS: dict[str, Callable[[Path], AbstractContextManager[TensorFile]]] = {
@@ -54,22 +54,23 @@ def convert(
     dtype: torch.dtype | None = None,
     *,
     config: HeadConfig | None = None,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> ConversionReport:
     """Writes the head in `source` to the safetensors `target`, in `dtype` (None keeps the source's own).
 
     `source` is the published .ckpt, its averaged (EMA) weights preferred; or a safetensors with such tensors, or a head
     of ours to be cast. `config` None is the file's own where it says, else the published head's.
-    `progress(done, total)` counts bytes, read and written; it stops the run by raising. An existing `target` is
-    replaced once the new one is whole; after an error nothing of it is left. No code of the source is run.
+    `progress(done, total)` counts bytes, read and written; it stops the run by raising. With `force` an existing
+    `target` is replaced once the new one is whole; after an error nothing of it is left. No code of the source is run.
     Raises CheckpointError for a file that is anything else (it lists every deviation), InputError for a wrong setting.
     """
     source, target = Path(source), Path(target)
-    _check_settings(source, target, dtype)
+    _check_settings(source, target, dtype, force)
     with OPENERS[sniff(source)](source) as file:
         config = config or config_of(file) or HeadConfig()
         expected = layout_of(meta_head(config))
-        found = match(file.tensors, expected, source.name, "an LD-ZNet head")
+        found = match(file.tensors, expected, source.name, OWNER)
         dtype = dtype or common_dtype([file.tensors[key].dtype for key in found.keys.values()])
         layout = {name: TensorInfo(dtype, info.shape) for name, info in expected.items()}
         size = sum(map(nbytes, layout.values()))
@@ -85,13 +86,15 @@ def convert(
     )
 
 
-def _check_settings(source: Path, target: Path, dtype: torch.dtype | None) -> None:
+def _check_settings(source: Path, target: Path, dtype: torch.dtype | None, force: bool) -> None:
     if dtype not in (None, torch.float16, torch.bfloat16, torch.float32):
         raise InputError(f"Expected float16, bfloat16 or float32, got {dtype}. Leave it out to keep the source's own.")
     if target.is_dir() or not target.absolute().parent.is_dir():
         raise InputError(f"Expected a file in a folder that exists, got {target}. Name the .safetensors to write.")
     if target.exists() and source.exists() and target.samefile(source):
         raise InputError(f"Expected another file than the source, got {target} for both. Choose another name.")
+    if target.exists() and not force:
+        raise InputError(f"Expected a new file, but {target} exists. Add --force to replace it.")
 
 
 def _counter(progress: Progress | None, total: int) -> Callable[[int], None]:

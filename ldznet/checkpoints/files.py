@@ -6,19 +6,19 @@ Knows nothing of heads. May be imported by checkpoints, by the tiny world and by
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError, InputError
+from ..writing import replacing
 from .formats import TensorInfo
 
 DTYPES: dict[str, torch.dtype] = {  # safetensors' names
@@ -102,7 +102,7 @@ def open_safetensors(path: Path) -> Iterator[TensorFile]:
     if sniff(path) != "safetensors":
         raise CheckpointError(
             f"Expected a .safetensors file, got {path.name}, which seems to be a .ckpt, .pt or .zip archive. "
-            f"Convert it first: `ldznet convert {path.name}`, or `python install.py convert {path.name}`."
+            f"Convert it first: `ldznet convert {path.name} head.safetensors` or `python install.py convert {path.name}`."
         )
     try:
         handle = safe_open(path, framework="pt")
@@ -177,17 +177,3 @@ def nbytes(info: TensorInfo) -> int:
 
 def _bytes(tensor: Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` once it is whole; after an error or an interrupt nothing of it is left."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            yield file
-        os.replace(part, path)
-    except OSError as error:
-        raise CheckpointError(f"Could not write {path}: {error}. Check the folder and its free space.") from error
-    finally:
-        part.unlink(missing_ok=True)

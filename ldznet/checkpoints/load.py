@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import reduce
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ from .files import TensorFile, open_safetensors, stream_tensors
 from .formats import FORMAT_VERSION, TensorInfo, match
 
 ATTENTION = "attention"  # the head without weights
+OWNER = "an LD-ZNet head"  # whose tensors an error says are expected
 WEIGHTS = Path(__file__).parents[1] / "tinyworld" / "weights"
 EMBEDDED: dict[str, Path] = {  # heads that come with the library, by the name that `load_head` takes
     "tiny": WEIGHTS / "ldznet.safetensors",
@@ -61,13 +62,37 @@ def load_head(
     """
     if str(source) == ATTENTION:
         return AttentionHead()
+    with open_safetensors(_path_of(source)) as file:
+        return _fill(meta_head(config_of(file) or HeadConfig(), operations), file, OWNER, device, dtype)
+
+
+class HeadInfo(NamedTuple):
+    """What a head is, without its weights."""
+
+    config: Any  # HeadConfig, or what the attention head has in its place
+    parameters: int
+    dtype: torch.dtype | None
+    metadata: Mapping[str, str]  # of the file, without the configuration
+
+
+def head_info(source: str | Path) -> HeadInfo:
+    """Of any head that `load_head` takes, from its file's first bytes alone; raises as that does."""
+    if str(source) == ATTENTION:
+        return HeadInfo(AttentionHead().head_config, 0, None, {})
+    with open_safetensors(_path_of(source)) as file:
+        config = config_of(file) or HeadConfig()
+        match(file.tensors, layout_of(meta_head(config)), file.path.name, OWNER)
+        parameters = sum(torch.Size(info.shape).numel() for info in file.tensors.values())
+        metadata = {key: text for key, text in file.metadata.items() if key != "config"}
+        return HeadInfo(config, parameters, common_dtype([info.dtype for info in file.tensors.values()]), metadata)
+
+
+def _path_of(source: str | Path) -> Path:
     path = EMBEDDED.get(str(source), Path(source))
     if not path.exists():
         names = ", ".join([ATTENTION, *EMBEDDED])
         raise CheckpointError(f"Expected a .safetensors file or one of {names}, got {source}, which does not exist.")
-    with open_safetensors(path) as file:
-        head = meta_head(config_of(file) or HeadConfig(), operations)
-        return _fill(head, file, "an LD-ZNet head", device, dtype)
+    return path
 
 
 def load_weights(

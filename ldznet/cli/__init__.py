@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import NoReturn
 
 
 def main() -> None:
@@ -18,5 +19,12 @@ def main() -> None:
     try:
         app()
     except LDZNetError as error:
-        print(f"ldznet: {error}", file=sys.stderr)
-        sys.exit(2)
+        refuse(str(error))
+    except OSError as error:  # no such folder, no right to it, no space left
+        refuse(f"Could not read or write a file: {error}. Check the path, its rights and the free space.")
+
+
+def refuse(message: str) -> NoReturn:
+    """Says why on standard error; 2 is the exit code for it."""
+    print(f"ldznet: {message}", file=sys.stderr)
+    sys.exit(2)

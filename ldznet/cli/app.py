@@ -23,7 +23,10 @@ Seed = Annotated[int, typer.Option(help="Seed of the noise; the same seed gives 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Where the contact sheet goes.")] = Path("ldznet-demo.png"), seed: Seed = 0
+    out: Annotated[Path, typer.Option(help="Where the contact sheet goes, a PNG.", dir_okay=False)] = Path(
+        "ldznet-demo.png"
+    ),
+    seed: Seed = 0,
 ) -> None:
     """Generate pictures, segment them by words, and write one contact sheet. Example: ldznet demo --out sheet.png"""
     from ..checkpoints import load_head
@@ -45,23 +48,20 @@ def segment(
         str | None,
         typer.Option(help='"attention", "tiny", "tiny-znet" or a file; left out: "tiny" for "tiny", else "attention".'),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for masks and overlay.")] = Path("masks"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for masks and overlay.", file_okay=False)] = Path(
+        "masks"
+    ),
     threshold: Annotated[float, typer.Option(help="On probabilities.", min=0, max=1)] = 0.5,
     ensemble: Annotated[int, typer.Option(help="How many (t, noise) pairs to average.", min=1)] = 1,
     resolution: Annotated[str, typer.Option(help='"head" or "native".')] = "head",
     seed: Seed = 0,
 ) -> None:
     """Masks of a picture. Example: ldznet segment photo.png --text "the dog" --text grass --model DIR --head FILE"""
-    from PIL import Image, UnidentifiedImageError
-
     from .. import Predictor, load_head, open_host
+    from ..images import open_picture
     from .segment import write_masks
 
-    try:
-        picture = Image.open(image)
-        picture.load()
-    except (OSError, UnidentifiedImageError) as error:
-        raise InputError(f"Expected a picture at {image}, got: {error}.") from error
+    picture = open_picture(image)
     with console.status("Loading …"):
         host, loaded = open_host(model), load_head(head or ("tiny" if model == "tiny" else "attention"))
     with progress_bar("Segmenting") as progress:
@@ -75,9 +75,11 @@ def segment(
 @app.command()
 def generate(
     captions: Annotated[list[str], typer.Argument(help="What to draw.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.")] = Path("pictures"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.", file_okay=False)] = Path(
+        "pictures"
+    ),
     steps: Annotated[int, typer.Option(min=1, max=1000)] = 30,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance.")] = 5.0,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance.", min=0, max=100)] = 5.0,
     seed: Seed = 0,
 ) -> None:
     """Pictures of the tiny world. Example: ldznet generate "a photo of a red star on grass" """
@@ -102,6 +104,7 @@ def convert(
     source: Annotated[Path, typer.Argument(help="The published checkpoint.")],
     target: Annotated[Path, typer.Argument(help="The .safetensors to write.")],
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; as in the file if left out.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing target.")] = False,
 ) -> None:
     """One safetensors of the published checkpoint. Example: ldznet convert LDZNet_txt2mask.ckpt head.safetensors"""
     import torch
@@ -112,7 +115,7 @@ def convert(
     if dtype not in dtypes:
         raise InputError(f"Expected a dtype of float32, float16 or bfloat16, got {dtype}.")
     with progress_bar("Converting") as progress:
-        report = run(source, target, dtypes[dtype], progress=progress)
+        report = run(source, target, dtypes[dtype], force=force, progress=progress)
     typer.echo(f"Wrote {report.target}: {report.tensors} tensors, {report.parameters / 1e6:.1f} M parameters.")
 
 
@@ -123,12 +126,12 @@ def info(
     """What a head is and asks for. Example: ldznet info tiny"""
     import dataclasses
 
-    from ..checkpoints import load_head
+    from ..checkpoints.load import head_info
 
-    loaded = load_head(head)
-    for name, value in dataclasses.asdict(loaded.head_config).items():
+    about = head_info(head)
+    lines = {**dataclasses.asdict(about.config), **about.metadata, "parameters": f"{about.parameters:,}"}
+    for name, value in {**lines, "dtype": about.dtype}.items():
         typer.echo(f"{name}: {value}")
-    typer.echo(f"parameters: {sum(p.numel() for p in loaded.parameters()):,}")
 
 
 @app.command()
@@ -138,10 +141,12 @@ def train(
     images: Annotated[int, typer.Option(help="How many scenes of the tiny world to draw.", min=1)] = 40_000,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps; the recipe's if left out.", min=1)] = None,
     batch: Annotated[int | None, typer.Option(help="Images a step; the recipe's if left out.", min=1)] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for data, states and logs.")] = Path("runs"),
-    weights: Annotated[Path, typer.Option(help="Folder of the weights: read from, and written to.")] = Path(
-        "runs/weights"
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for data, states and logs.", file_okay=False)] = Path(
+        "runs"
     ),
+    weights: Annotated[
+        Path, typer.Option(help="Folder of the weights: read from, and written to.", file_okay=False)
+    ] = Path("runs/weights"),
 ) -> None:
     """Train the tiny world's models; resumes where it was stopped. Example: ldznet train all --out runs"""
     from .train import Setting

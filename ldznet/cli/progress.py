@@ -13,13 +13,13 @@ console = Console(stderr=True)
 
 @contextlib.contextmanager
 def progress_bar(label: str) -> Iterator[Callable[..., None]]:
-    """A bar, shown from the first call of the yielded function on: (done, total, figures=None)."""
+    """A bar that pulses until the yielded function is called: (done, total, figures=None). Gone when all is done."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(label, visible=False)
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(label, total=None)
 
         def report(done: int, total: int, figures: dict[str, float] | None = None) -> None:
             text = " ".join(f"{name} {value:.3f}" for name, value in (figures or {}).items() if name == "loss")
-            bar.update(task, completed=done, total=total, visible=True, description=f"{label} {text}".strip())
+            bar.update(task, completed=done, total=total, description=f"{label} {text}".strip())
 
         yield report

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..shapes import Bool, Float, UInt8
+from ..writing import replacing
 
 INK, PAPER, GREY = (32, 32, 32), (255, 255, 255), (120, 120, 120)
 HUES = ((230, 25, 75), (0, 130, 200), (245, 130, 48), (145, 30, 180), (60, 180, 75), (0, 128, 128))
@@ -54,9 +55,8 @@ def sheet(rows: Sequence[Row], heading: str) -> Image.Image:
 
 def save_png(image: Image.Image, path: Path) -> None:
     """Writes `image`, whole or not at all."""
-    partial = path.with_suffix(".partial.png")
-    image.save(partial)
-    partial.replace(path)
+    with replacing(path) as file:
+        image.save(file, "PNG")
 
 
 def _draw_row(page: Image.Image, pen: ImageDraw.ImageDraw, row: Row, top: int) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..shapes import Float
+from ..writing import replacing
 from .items import Dataset
 
 Progress = Callable[[int, int], None]
@@ -78,9 +79,8 @@ def draw(dataset: Dataset, folder: Path, progress: Progress = quiet) -> Cache:
     del images  # a file that is still mapped cannot be renamed on Windows
     os.replace(partial, folder / "images.npy")
     _save(folder / "masks.npy", np.stack(planes) if planes else np.zeros((0, 0), np.uint8))
-    partial = folder / "items.jsonl.partial"
-    partial.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    os.replace(partial, folder / "items.jsonl")
+    with replacing(folder / "items.jsonl") as file:
+        file.write("".join(json.dumps(record) + "\n" for record in records).encode())
     return Cache(folder)
 
 
@@ -104,6 +104,5 @@ def _same_length(cache: Cache, dataset: Dataset) -> Cache:
 
 
 def _save(path: Path, array: np.ndarray) -> None:
-    partial = path.with_suffix(".partial.npy")
-    np.save(partial, array)
-    os.replace(partial, path)
+    with replacing(path) as file:
+        np.save(file, array)

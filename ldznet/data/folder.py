@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..errors import InputError
+from ..images import open_picture
 from .items import Item
 
 EXAMPLE = '{"image": "1.jpg", "captions": ["…"], "masks": {"a dog": "1.png"}, "absent": ["…"]}'
@@ -50,11 +51,8 @@ class FolderDataset:
         )
 
     def _square(self, path: str, resampling: Image.Resampling, mode: str) -> Image.Image:
-        try:
-            with Image.open(self.folder / path) as image:
-                return ImageOps.fit(ImageOps.exif_transpose(image).convert(mode), (self.size, self.size), resampling)
-        except OSError as error:
-            raise InputError(f"Expected an image at {self.folder / path}: {error}.") from error
+        upright = ImageOps.exif_transpose(open_picture(self.folder / path))
+        return ImageOps.fit(upright.convert(mode), (self.size, self.size), resampling)
 
 
 def _read(index: Path) -> str:

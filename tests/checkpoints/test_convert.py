@@ -109,8 +109,18 @@ def test_infinity_is_not_written(tmp_path: Path) -> None:
     convert(tmp_path / "a.ckpt", tmp_path / "head.safetensors", torch.bfloat16, config=SMALL)
     before = (tmp_path / "head.safetensors").read_bytes()
     with pytest.raises(CheckpointError, match=r"infinity or NaN in out.2.bias as torch.float16"):
-        convert(tmp_path / "a.ckpt", tmp_path / "head.safetensors", torch.float16, config=SMALL)
+        convert(tmp_path / "a.ckpt", tmp_path / "head.safetensors", torch.float16, config=SMALL, force=True)
     assert (tmp_path / "head.safetensors").read_bytes() == before
+
+
+def test_an_existing_file_needs_force(checkpoint: Path, tmp_path: Path) -> None:
+    target = tmp_path / "head.safetensors"
+    target.write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"Expected a new file, but .* exists. Add --force"):
+        convert(checkpoint, target, config=SMALL)
+    assert target.read_bytes() == b"mine"
+    convert(checkpoint, target, config=SMALL, force=True)
+    assert load_head(target).head_config == SMALL
 
 
 def test_progress_counts_to_the_end_and_can_stop_the_run(checkpoint: Path, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there_is_an_error_of_ours(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="Check the folder and its free space"):
+    with pytest.raises(InputError, match="Check the folder and its free space"):
         save_tensors({}, tmp_path / "no" / "a.safetensors", {})
 
 

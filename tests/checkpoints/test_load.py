@@ -36,6 +36,17 @@ def path(head: LDZNet, tmp_path: Path) -> Path:
     return tmp_path / "head.safetensors"
 
 
+def test_a_head_is_told_by_its_header_alone(path: Path, head: LDZNet) -> None:
+    about = load.head_info(path)
+    assert (about.config, about.dtype) == (SMALL, torch.float32)
+    assert about.parameters == sum(p.numel() for p in head.parameters())
+    assert about.metadata == {**METADATA, "ldznet_format": "1"}
+    assert load.head_info("tiny").config.has_presence
+    assert load.head_info("attention").parameters == 0
+    with pytest.raises(CheckpointError, match="which does not exist"):
+        load.head_info("none.safetensors")
+
+
 @pytest.mark.parametrize("network", ["rgbnet", "znet", "ldznet"])
 @pytest.mark.parametrize("wide", [False, True])
 def test_a_head_comes_back_as_it_was_saved(network: str, wide: bool, tmp_path: Path) -> None:
