@@ -7,7 +7,7 @@ the LDM, ComfyUI, A1111, Forge and diffusers. Imports contracts, errors, shapes 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -43,8 +43,8 @@ class _Layer:
         self.parts: dict[str, Tensor] = {}
 
     def take(self, part: str, output: Tensor) -> Tensor | None:
-        """The probabilities b n m as soon as both parts are there."""
-        self.parts[part] = output.detach().clone()
+        """The probabilities b n m as soon as both parts are there; `output` is its own to keep."""
+        self.parts[part] = output
         if len(self.parts) < 2:
             return None
         query, key = self.parts.pop("to_q"), self.parts.pop("to_k")
@@ -74,10 +74,12 @@ def reading_attention(
     specs: Mapping[str, TapSpec],
     latent_size: Size,
     end_early: bool = True,
+    choose: Callable[[Tensor], Tensor] = torch.clone,
 ) -> Iterator[Attention]:
     """Fills an `Attention` while `unet` runs once inside, over latents of `latent_size`; its hooks go whatever happens.
 
     With `end_early` the pass stops as soon as the last keys are known. Without it, a later run replaces what was read.
+    `choose` copies the rows b of queries and keys that are read.
     Raises TapError for a block without such attention, that never ran, or whose tokens are not its pixels (merged).
     """
     modules: dict[str, nn.Module] = {}
@@ -94,7 +96,7 @@ def reading_attention(
     def read(name: str, output: Any) -> None:
         block, layer = layers[name]
         kind = CROSS if f".{CROSS}." in name else SELF
-        maps = layer.take(name.rpartition(".")[2], output)
+        maps = layer.take(name.rpartition(".")[2], choose(output.detach()))
         if maps is None:
             return
         height, width = tap_size(latent_size, specs[block].stride)

@@ -112,23 +112,25 @@ class Capture:
         rows = run.wants(distance, own, uuids, size)
         answer = execute
         try:
-            with self._reading(run, unet, size, step, uuids, rows) as seen:
+            with self._reading(run, unet, size, step, uuids, rows) as kept:
                 answer = execute()
         except TapError:  # a pack that skips or merges what is read: then this call leaves nothing
             return execute() if answer is execute else answer
         if rows:
-            kept = {uuids[i]: {name: part.chunk(len(uuids))[i] for name, part in seen.items()} for i in rows}
             run.near(step, kept, distance, own)
         return answer
 
     @contextlib.contextmanager
     def _reading(self, run: Run, unet: Any, size: Size, step: float, uuids: Sequence[Any], rows: Sequence[int]) -> Any:
-        """Fills a dict b … with what this call shows of `rows`, if there are any."""
+        """Fills a dict, by uuid, with what this call shows of `rows`, if there are any."""
+        kept: dict[Any, dict[str, Tensor]] = {}
         if not rows:
-            yield {}
+            yield kept
             return
         with reading(unet, self.blocks, end_early=False) as taps:
-            yield taps
+            yield kept
+        of_all = _by_uuid(taps, uuids)
+        kept.update({uuids[i]: of_all[uuids[i]] for i in rows})
 
     def of(self, samples: Float[Tensor, "b 4 h w"]) -> Run:
         """The run that returned `samples`; raises HostError that says what to do where none or several did."""
@@ -180,15 +182,22 @@ class AttentionCapture(Capture):
     def _reading(self, run: Run, unet: Any, size: Size, step: float, uuids: Sequence[Any], rows: Sequence[int]) -> Any:
         positive = [i for i, uuid in enumerate(uuids) if uuid in run.weights] if size == run.size else []
         positive = [i for i in positive if run.latest.get(uuids[i]) != step]  # PAG calls again, with others' attention
+        kept: dict[Any, dict[str, Tensor]] = {}
         if not positive:
-            yield {}
+            yield kept
             return
-        seen: dict[str, Tensor] = {}
-        with reading_attention(unet, self.cross, self.selves if rows else (), self.specs, size, False) as attention:
-            yield seen
-        seen.update(attention.selves)
-        for i in positive:
-            run.average(uuids[i], step, {name: maps.chunk(len(uuids))[i] for name, maps in attention.cross.items()})
+
+        def choose(output: Tensor) -> Tensor:
+            return torch.cat([output.chunk(len(uuids))[i] for i in positive])
+
+        selves = self.selves if rows else ()
+        with reading_attention(unet, self.cross, selves, self.specs, size, False, choose) as attention:
+            yield kept
+        chosen = [uuids[i] for i in positive]
+        for uuid, maps in _by_uuid(attention.cross, chosen).items():
+            run.average(uuid, step, maps)
+        of_all = _by_uuid(attention.selves, chosen)
+        kept.update({uuids[i]: of_all[uuids[i]] for i in rows if i in positive})
 
     def attention(self, run: Run, uuid: Any, image: int) -> Attention:
         """What the prompt of a conditioning was seen to attend to in one image of the batch."""
@@ -266,6 +275,11 @@ def require_blocks(capture: Capture, blocks: Sequence[str]) -> None:
             f"Expected a capture of {', '.join(missing)}, which this head reads, got one of "
             f"{', '.join(capture.blocks)}. Connect the same head to both nodes. (socket: head)"
         )
+
+
+def _by_uuid(parts: Mapping[str, Tensor], uuids: Sequence[Any]) -> dict[Any, dict[str, Tensor]]:
+    """Of tensors by name whose rows are those of `uuids` one after the other."""
+    return {uuid: {name: part.chunk(len(uuids))[i] for name, part in parts.items()} for i, uuid in enumerate(uuids)}
 
 
 def _at_rest(run: Run) -> Run:
