@@ -33,11 +33,11 @@ def to_pixels(image: Any) -> Float[Tensor, "b 3 h w"]:
     """`pixels` of a PIL image of any mode (EXIF rotation applied, transparency over white), a uint8 array h w 3, or a
     float tensor, which is checked and detached. Raises InputError that says what came."""
     if isinstance(image, Image.Image):
-        image = np.asarray(_rgb(image))
+        image = _rgb_array(image)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise InputError(f"Expected {EXPECTED}, got an array {image.dtype} {image.shape}.")
-        image = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
+        image = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float().div_(127.5).sub_(1)
     if not isinstance(image, Tensor):
         raise InputError(f"Expected {EXPECTED}, got {type(image).__name__}.")
     if image.ndim != 4 or image.shape[1] != 3 or not image.is_floating_point() or 0 in image.shape:
@@ -55,10 +55,10 @@ def to_pictures(pixels: Float[Tensor, "b 3 h w"]) -> UInt8[np.ndarray, "b h w 3"
     return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
-def require_finite(tensor: Tensor, name: str) -> None:
+def require_finite(tensor: Tensor, name: str, advice: str = "Look at what made them.") -> None:
     """Raises InputError where `tensor` holds NaN or infinity."""
     if not torch.isfinite(tensor).all():
-        raise InputError(f"Expected finite numbers in {name}, got NaN or infinity. Look at what made them.")
+        raise InputError(f"Expected finite numbers in {name}, got NaN or infinity. {advice}")
 
 
 def resize(maps: Float[Tensor, "b c h w"], size: Size) -> Float[Tensor, "b c H W"]:
@@ -68,14 +68,28 @@ def resize(maps: Float[Tensor, "b c h w"], size: Size) -> Float[Tensor, "b c H W
     return F.interpolate(maps.float(), size=size, mode="bicubic", align_corners=False, antialias=True).to(maps.dtype)
 
 
+def _rgb_array(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    try:
+        return np.asarray(_rgb(image))
+    except UNREADABLE as error:  # files are read late
+        raise InputError(f"Expected {EXPECTED}, got one that cannot be read: {error}.") from error
+
+
 def _rgb(image: Image.Image) -> Image.Image:
     upright = ImageOps.exif_transpose(image)
-    if upright.mode in ("I;16", "I", "F"):
-        values = np.asarray(upright, dtype=np.float64)
-        scale = 255 / 65535 if values.max(initial=0) > 255 else 1
-        upright = Image.fromarray((values.clip(0, None) * scale).clip(0, 255).astype(np.uint8))
+    if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
+        upright = Image.fromarray(_bytes(np.asarray(upright, dtype=np.float64), upright.mode == "F"))
     if "A" in upright.getbands() or "transparency" in upright.info:
         layer = upright.convert("RGBA")
         white = Image.new("RGBA", layer.size, "white")
         return Image.alpha_composite(white, layer).convert("RGB")
     return upright.convert("RGB")
+
+
+def _bytes(values: np.ndarray, real: bool) -> UInt8[np.ndarray, "h w"]:
+    """0 .. 255 of greys that do not say their range: 16 bits if one is above 255, 0 .. 1 if real and none over 1."""
+    if not np.isfinite(values).all():
+        raise ValueError("NaN or infinity among its greys")
+    highest = values.max(initial=0)
+    scale = 255 / 65535 if highest > 255 else 255 if real and highest <= 1 else 1
+    return (values * scale).clip(0, 255).round().astype(np.uint8)

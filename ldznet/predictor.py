@@ -6,8 +6,9 @@ the same field for every image and phrase, so a mask does not depend on what els
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import HeadConfig
-from .contracts import Host, JointSegmenter, Taps
+from .contracts import Host, JointSegmenter, Taps, TapSpec
 from .errors import HostError, InputError
 from .images import require_finite, resize, to_pixels
 from .models import LDZNet
@@ -24,6 +25,7 @@ from .schedule import seeded_noise
 from .segmentation import Segmentation
 from .shapes import PIXELS_PER_LATENT, Float, Size, fit_area, round_to_multiple, tap_size
 
+UNTRAINED = {"sd2": "SD 2.x", "sdxl": "SDXL"}  # families of hosts that only the attention head reads
 RESOLUTIONS = ("head", "native")
 Progress = Callable[[int, int], None]
 Job = Callable[[int], tuple[Tensor, Tensor]]
@@ -34,7 +36,7 @@ class Predictor:
 
     `ensemble` averages over that many pairs of (t, noise) and gives their spread. `resolution` "head" brings the image
     to the area that the head was trained at, "native" keeps it. `chunk` (image, phrase) pairs run at once.
-    `progress(done, total)` is called after each chunk and stops the run by raising.
+    `progress(done, total)` counts such pairs, each `ensemble` times, after every run; it stops the work by raising.
     """
 
     def __init__(
@@ -48,20 +50,17 @@ class Predictor:
         chunk: int = 8,
         progress: Progress | None = None,
     ) -> None:
-        if ensemble < 1 or chunk < 1:
-            raise InputError(f"Expected an ensemble and a chunk of at least 1, got {ensemble} and {chunk}.")
+        _require_parts(host, head)
+        if not (isinstance(seed, Integral) and _is_count(ensemble) and _is_count(chunk)):
+            got = f"{seed!r}, {ensemble!r} and {chunk!r}"
+            raise InputError(f"Expected whole numbers as seed, ensemble and chunk, the last two from 1 on, got {got}.")
         if resolution not in RESOLUTIONS:
             raise InputError(f'Expected a resolution of {" or ".join(RESOLUTIONS)}, got "{resolution}".')
         if isinstance(head, JointSegmenter):
             head = head.fitted_to(host)
         self.host, self.head, self.config = host, head, head.head_config
-        self.seed, self.ensemble, self.resolution, self.chunk, self.progress = (
-            seed,
-            ensemble,
-            resolution,
-            chunk,
-            progress,
-        )
+        self.seed, self.ensemble, self.chunk = int(seed), int(ensemble), int(chunk)
+        self.resolution, self.progress = resolution, progress
         if not isinstance(head, JointSegmenter):  # which was fitted above
             require_fit(host, self.config)
         self._input: Tensor | None = None
@@ -75,8 +74,13 @@ class Predictor:
         self._size = (pixels.shape[2], pixels.shape[3])
         pixels = resize(pixels, self._network_size(self._size)).clamp(-1, 1).to(self.host.device)
         needs_latents = bool(self.config.tap_specs) or not self.config.takes_pixels
-        self._latents = self.host.encode_image(pixels.to(self.host.dtype)).float() if needs_latents else None
+        self._latents = self._encoded(pixels) if needs_latents else None
         self._input, self._captured = pixels if self.config.takes_pixels else self._latents, None
+
+    def _encoded(self, pixels: Tensor) -> Tensor:
+        latents = self.host.encode_image(pixels.to(self.host.dtype)).float()
+        require_finite(latents, "the VAE's latents", "Run the VAE in float32.")
+        return latents
 
     def set_latents(
         self, latents: Float[Tensor, "b 4 h w"], size: Size | None = None, taps: Taps | None = None
@@ -85,13 +89,11 @@ class Predictor:
         8 times the latents' if None. `taps`, captured while these latents were made, spare `predict` the UNet."""
         if self.config.takes_pixels:
             raise InputError("Expected an image: this head (RGBNet) reads pixels, not latents. Call set_image.")
-        channels = self.config.in_channels
-        if latents.ndim != 4 or latents.shape[1] != channels or 0 in latents.shape:
-            raise InputError(f"Expected latents b {channels} h w in model space, got {tuple(latents.shape)}.")
-        latents = latents.detach().float()
-        require_finite(latents, "the latents")
+        latents = _checked_latents(latents, self.config.in_channels)
         full = (latents.shape[2] * PIXELS_PER_LATENT, latents.shape[3] * PIXELS_PER_LATENT)
-        self._size = size or full
+        if taps is not None:
+            _check_taps(taps, self.config.tap_specs, len(latents))
+        self._size = full if size is None else _checked_size(size)
         height, width = self._network_size(full) if self.resolution == "head" else full
         self._latents = resize(latents, (height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)).to(self.host.device)
         self._input, self._captured = self._latents, taps
@@ -103,6 +105,9 @@ class Predictor:
             raise InputError("Expected an image or latents first. Call set_image or set_latents.")
         if isinstance(phrases, str):
             raise InputError(f'Expected a list of phrases, got the string "{phrases[:40]}". Write ["{phrases[:40]}"].')
+        if not isinstance(phrases, Iterable):
+            raise InputError(f'Expected a list of phrases, got {type(phrases).__name__}. Write ["a dog", "grass"].')
+        phrases = tuple(phrases)
         parsed = [Phrase.parse(phrase) for phrase in phrases]
         terms = terms_of(parsed)
         if not terms:
@@ -113,7 +118,7 @@ class Predictor:
         combined = torch.stack([_without(logits, rows, p) for p in parsed], dim=1)
         return Segmentation(
             logits=combined,
-            phrases=tuple(phrases),
+            phrases=phrases,
             size=self._size,
             scores=scores[:, wanted],
             found_threshold=self.config.presence_threshold,
@@ -124,33 +129,50 @@ class Predictor:
     def _run(self, terms: Sequence[str]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Logits b t h w, scores b t and, for an ensemble, the deviation of the probabilities b t h w."""
         logits, scores, deviations = [], [], []
-        for done, total, job in self._jobs(terms):
-            members = [job(member) for member in range(self.ensemble)]
+        tick = self._counter(len(terms))
+        for pairs, job in self._jobs(terms):
+            members = []
+            for member in range(self.ensemble):
+                members.append(job(member))
+                tick(pairs)
             maps = torch.stack([m[0] for m in members])
+            require_finite(maps, "the masks", "Run host and head in float32 or bfloat16.")
             logits.append(maps.mean(0))
             scores.append(torch.stack([m[1] for m in members]).mean(0))
             if self.ensemble > 1:
                 deviations.append(maps.sigmoid().std(0))
-            if self.progress:
-                self.progress(done, total)
 
         def gather(parts: list[Tensor]) -> Tensor:
             return torch.cat(parts).unflatten(0, (-1, len(terms)))
 
         return gather(logits), gather(scores), gather(deviations) if deviations else None
 
-    def _jobs(self, terms: Sequence[str]) -> Iterator[tuple[int, int, Job]]:
-        """The work in pieces: how many (image, term) pairs are done after each, of how many, and what gives the logits
-        n h w and scores n of an ensemble's member."""
+    def _counter(self, terms: int) -> Callable[[int], None]:
         assert self._input is not None
-        pairs = [(b, t) for b in range(len(self._input)) for t in range(len(terms))]
+        done, total = 0, len(self._input) * terms * self.ensemble
+
+        def tick(pairs: int) -> None:
+            nonlocal done
+            done += pairs
+            if self.progress:
+                self.progress(done, total)
+
+        return tick
+
+    def _jobs(self, terms: Sequence[str]) -> Iterator[tuple[int, Job]]:
+        """The work in pieces: how many (image, term) pairs each has, and what gives the logits n h w and scores n of
+        an ensemble's member."""
+        assert self._input is not None
+        images = range(len(self._input))
         if isinstance(self.head, JointSegmenter):
-            for b in range(len(self._input)):
-                yield (b + 1) * len(terms), len(pairs), partial(self._together, self.head, b, terms)
+            for b in images:
+                yield len(terms), partial(self._together, self.head, b, terms)
             return
         context = self._context(terms)
-        for done, chunk in _chunks(pairs, self.chunk):
-            yield done, len(pairs), partial(self._member, self.head, chunk, context)
+        pairs = [(b, t) for b in images for t in range(len(terms))]
+        for start in range(0, len(pairs), self.chunk):
+            chunk = pairs[start : start + self.chunk]
+            yield len(chunk), partial(self._member, self.head, chunk, context)
 
     def _together(self, head: JointSegmenter, image: int, terms: Sequence[str], member: int) -> tuple[Tensor, Tensor]:
         assert self._latents is not None
@@ -218,6 +240,12 @@ class Predictor:
 def require_fit(host: Host, config: HeadConfig) -> None:
     """Raises HostError that names the width or the block in which `host` is not what a head was trained on."""
     expected = config.unet.context_dim
+    family = getattr(host, "family", None)
+    if family in UNTRAINED:
+        raise HostError(
+            f"Expected a host of context width {expected}, which this head was trained on, got {UNTRAINED[family]}, "
+            "which no trained head fits yet. Load the model that the head belongs to, or take the attention head."
+        )
     if host.context_dim != expected:
         raise HostError(
             f"Expected a host of context width {expected}, which this head was trained on, got "
@@ -246,7 +274,41 @@ def _like(tensor: Tensor, module: torch.nn.Module) -> Tensor:
     return tensor.to(next(module.parameters()))
 
 
-def _chunks(pairs: Sequence[Any], size: int) -> Iterator[tuple[int, Sequence[Any]]]:
-    for start in range(0, len(pairs), size):
-        chunk = pairs[start : start + size]
-        yield start + len(chunk), chunk
+def _is_count(value: Any) -> bool:
+    return isinstance(value, Integral) and int(value) >= 1
+
+
+def _require_parts(host: Any, head: Any) -> None:
+    if not hasattr(head, "head_config"):
+        raise InputError(f"Expected a head, got {type(head).__name__}. Make one with ldznet.load_head.")
+    if not hasattr(host, "encode_image"):
+        raise InputError(f"Expected a host, got {type(host).__name__}. Make one with ldznet.open_host.")
+
+
+def _checked_latents(latents: Any, channels: int) -> Tensor:
+    """`latents` as float32 without gradients, or InputError that says what came."""
+    if not isinstance(latents, Tensor) or latents.is_complex():
+        kind = getattr(latents, "dtype", type(latents).__name__)
+        raise InputError(f"Expected latents as a real tensor b {channels} h w in model space, got {kind}.")
+    if latents.ndim != 4 or latents.shape[1] != channels or 0 in latents.shape:
+        raise InputError(f"Expected latents b {channels} h w in model space, got {tuple(latents.shape)}.")
+    latents = latents.detach().float()
+    require_finite(latents, "the latents")
+    return latents
+
+
+def _checked_size(size: Any) -> Size:
+    if not (isinstance(size, Sequence) and len(size) == 2 and all(map(_is_count, size))):
+        raise InputError(f"Expected a size (height, width) of whole numbers from 1 on, got {size!r}.")
+    return int(size[0]), int(size[1])
+
+
+def _check_taps(taps: Taps, specs: Mapping[str, TapSpec], batch: int) -> None:
+    for block, spec in specs.items():
+        tap = taps.get(block)
+        if tap is None or tap.ndim != 4 or tap.shape[:2] != (batch, spec.channels):
+            got = "none" if tap is None else tuple(tap.shape)
+            raise InputError(
+                f"Expected tap {block} as {batch} {spec.channels} h w, got {got}. Capture all of the head's blocks."
+            )
+        require_finite(tap, f"tap {block}")

@@ -36,5 +36,5 @@ def add_noise(
 
 
 def seeded_noise(shape: tuple[int, ...], seed: int) -> Float[Tensor, ...]:
-    """Unit normal noise, float32 from a CPU generator of its own: the same on every device."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    """Unit normal noise, float32 from a CPU generator of its own: the same on every device. Any int is a seed."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed % 2**64))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ldznet.errors import InputError
-from ldznet.images import resize, to_pixels
+from ldznet.images import open_picture, resize, to_pixels
 
 
 def transparent_palette() -> Image.Image:
@@ -36,6 +38,7 @@ PICTURES = {
     "I;16": (sixteen_bits(), [[-1] * 3, [0] * 3]),
     "I of bytes": (Image.fromarray(np.array([[0, 255]], np.int32)), [[-1] * 3, [1] * 3]),
     "F": (Image.fromarray(np.array([[-3, 255]], np.float32)), [[-1] * 3, [1] * 3]),
+    "F of 0 .. 1": (Image.fromarray(np.array([[0, 1]], np.float32)), [[-1] * 3, [1] * 3]),
 }
 
 
@@ -74,6 +77,25 @@ def test_arrays_and_tensors_are_not_changed() -> None:
 def test_a_picture_without_pixels_is_refused(image: object) -> None:
     with pytest.raises(InputError, match=r"Expected .*, got "):
         to_pixels(image)
+
+
+def test_a_picture_that_cannot_be_read_is_an_error_of_ours(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:-40])
+    with Image.open(tmp_path / "cut.png") as late, pytest.raises(InputError, match=r"got one that cannot be read"):
+        to_pixels(late)
+    with pytest.raises(InputError, match=r"cut\.png, got"):
+        open_picture(tmp_path / "cut.png")
+    with pytest.raises(InputError, match="NaN or infinity"):
+        to_pixels(Image.fromarray(np.full((2, 2), np.nan, np.float32)))
+    assert to_pixels(open_picture(tmp_path / "whole.png")).shape == (1, 3, 30, 40)
+
+
+def test_a_picture_too_large_to_be_one_is_an_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("1", (400, 300)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(InputError, match="decompression bomb"):
+        open_picture(tmp_path / "bomb.png")
 
 
 @settings(deadline=None, max_examples=40)

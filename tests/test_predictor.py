@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -104,6 +106,9 @@ def test_progress_counts_and_stops(predictor: Predictor) -> None:
     counting.set_latents(torch.zeros(1, 4, 16, 16))
     counting.predict(PHRASES)
     assert seen == [(2, 4), (4, 4)]
+    counting.ensemble = 2
+    counting.predict(PHRASES[:3])
+    assert seen[2:] == [(2, 6), (4, 6), (5, 6), (6, 6)]
 
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
@@ -175,12 +180,43 @@ def test_wrong_images_say_what_came(image: object, predictor: Predictor) -> None
         torch.zeros(1, 3, 16, 16),
         torch.zeros(1, 4, 1, 16, 16),
         torch.full((1, 4, 2, 2), torch.nan),
+        torch.zeros(1, 4, 2, 2, dtype=torch.complex64),
+        np.zeros((1, 4, 2, 2), np.float32),
+        None,
     ],
-    ids=lambda t: str(tuple(t.shape)),
+    ids=lambda t: str(tuple(t.shape)) if isinstance(t, torch.Tensor) else type(t).__name__,
 )
-def test_wrong_latents_say_what_came(latents: torch.Tensor, predictor: Predictor) -> None:
+def test_wrong_latents_say_what_came(latents: object, predictor: Predictor) -> None:
     with pytest.raises(InputError, match=r"Expected .*, got "):
         predictor.set_latents(latents)
+
+
+@pytest.mark.parametrize("size", [(0, 5), (5,), (1, 2, 3), "ab", (2.5, 3), (-1, 4), 7], ids=str)
+def test_wrong_sizes_say_what_came(size: object, predictor: Predictor) -> None:
+    with pytest.raises(InputError, match=r"Expected a size \(height, width\).*, got "):
+        predictor.set_latents(torch.zeros(1, 4, 2, 2), size)
+
+
+def captured(predictor: Predictor) -> dict[str, torch.Tensor]:
+    return {spec.block: torch.zeros(1, spec.channels, 2, 2) for spec in predictor.config.tap_specs.values()}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda taps: {},
+        lambda taps: {**taps, "middle.0": taps["middle.0"][:, 1:]},
+        lambda taps: {**taps, "middle.0": taps["middle.0"][0]},
+        lambda taps: {**taps, "middle.0": taps["middle.0"].expand(2, -1, -1, -1)},
+        lambda taps: {**taps, "middle.0": taps["middle.0"] + torch.nan},
+    ],
+    ids=["none", "channels", "rank", "batch", "NaN"],
+)
+def test_wrong_taps_say_what_came(change: Callable, predictor: Predictor) -> None:
+    predictor.set_latents(torch.zeros(1, 4, 8, 8), taps=captured(predictor))
+    assert predictor.predict(["grass"]).probabilities.shape == (1, 1, 64, 64)
+    with pytest.raises(InputError, match=r"Expected .*, got "):
+        predictor.set_latents(torch.zeros(1, 4, 8, 8), taps=change(captured(predictor)))
 
 
 def test_float64_and_gradients_are_taken_as_they_are(predictor: Predictor) -> None:
@@ -242,7 +278,12 @@ def test_a_phrase_given_twice_is_run_once() -> None:
     assert host.texts == [2]
 
 
-@pytest.mark.parametrize("phrases", ["a dog", [], [3], [None], ["a", b"b"]])
+def test_phrases_may_come_one_by_one(predictor: Predictor) -> None:
+    predictor.set_latents(torch.zeros(1, 4, 8, 8))
+    assert predictor.predict(phrase for phrase in ("grass", "sky")).phrases == ("grass", "sky")
+
+
+@pytest.mark.parametrize("phrases", ["a dog", [], [3], [None], ["a", b"b"], None, 3])
 def test_what_are_no_phrases_says_so(phrases: object, predictor: Predictor) -> None:
     predictor.set_latents(torch.zeros(1, 4, 8, 8))
     with pytest.raises(InputError, match=r"Expected .*, got "):
@@ -254,10 +295,35 @@ def test_predicting_nothing_says_what_to_do(predictor: Predictor) -> None:
         Predictor(predictor.host, predictor.head).predict(["grass"])
 
 
-@pytest.mark.parametrize("wrong", [{"ensemble": 0}, {"chunk": 0}, {"resolution": "full"}])
+@pytest.mark.parametrize("seed", [-1, 2**64 - 1, 2**70])
+def test_any_whole_number_is_a_seed(seed: int, predictor: Predictor) -> None:
+    three = Predictor(predictor.host, predictor.head, seed=seed, ensemble=3)
+    three.set_latents(torch.zeros(1, 4, 8, 8))
+    assert three.predict(["grass"]).probabilities.isfinite().all()
+
+
+WRONG_SETTINGS = [
+    *({"ensemble": 0}, {"ensemble": 1.5}, {"chunk": 0}, {"chunk": "8"}, {"resolution": "full"}),
+    *({"seed": 0.5}, {"seed": "a"}, {"host": "tiny"}, {"head": "tiny"}),
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG_SETTINGS, ids=str)
 def test_wrong_settings_say_so(wrong: dict, predictor: Predictor) -> None:
     with pytest.raises(InputError, match=r"Expected .*, got "):
-        Predictor(predictor.host, predictor.head, **wrong)
+        Predictor(**{"host": predictor.host, "head": predictor.head, **wrong})
+
+
+def test_nan_of_a_host_or_a_head_is_said() -> None:
+    host, head = LosslessHost(), LosslessHead()
+    predictor = Predictor(host, head)
+    predictor.set_image(np.zeros((64, 64, 3), np.uint8))
+    head.scale.data.fill_(torch.nan)
+    with pytest.raises(InputError, match=r"finite numbers in the masks, got NaN.*float32 or bfloat16"):
+        predictor.predict(["grass"])
+    host.encode_image = lambda pixels: torch.full((1, 64, 2, 2), torch.inf)
+    with pytest.raises(InputError, match=r"VAE's latents, got NaN or infinity. Run the VAE in float32"):
+        predictor.set_image(np.zeros((64, 64, 3), np.uint8))
 
 
 def test_a_panorama_costs_no_more_than_a_square(predictor: Predictor) -> None:
