@@ -53,6 +53,15 @@ class Cache:
         packed = self.planes[self.records[index]["first_plane"] + phrase]
         return np.unpackbits(packed, count=height * width).reshape(height, width).astype(bool)
 
+    def coverage(self) -> np.ndarray:
+        """Share of each image that its first phrase's mask covers, n; 0 where an image has no phrases."""
+        height, width = self.images.shape[1:3]
+        shares = np.zeros(len(self), np.float32)
+        for i, record in enumerate(self.records):
+            if record["phrases"]:
+                shares[i] = np.unpackbits(self.planes[record["first_plane"]], count=height * width).mean()
+        return shares
+
 
 def draw(dataset: Dataset, folder: Path, progress: Progress = quiet) -> Cache:
     """The cache of `dataset` in `folder`, drawn unless it is there already.

@@ -15,6 +15,8 @@ from ldznet.tinyworld.namer import Namer
 from ldznet.tinyworld.shapes import CATEGORIES
 from ldznet.train.ldm import (
     CAPTION_DROP,
+    DECISIVE,
+    LARGE_SHARE,
     NAMING_WEIGHT,
     PERCEPTUAL_WEIGHT,
     UNNAMED,
@@ -142,6 +144,27 @@ def test_batches_come_from_all_caches_with_their_captions(models: world.Models, 
     assert dropped / 200 == pytest.approx(CAPTION_DROP, abs=0.06)
     assert noise.shape == latents.shape
     assert int(timesteps.max()) < 1000
+
+
+def test_batches_lean_to_large_things_and_to_the_timesteps_that_decide(
+    models: world.Models, caches: list[Cache]
+) -> None:
+    task = LDMTask(models.unet, models.text, models.tokenizer, caches)
+    task.large = torch.tensor([4])
+    latents, _, timesteps, _, _ = task.batch(0, 400, torch.Generator().manual_seed(0))
+    same = torch.tensor([torch.equal(z, task.latents[4].float()) for z in latents]).float().mean()
+    assert same.item() == pytest.approx(LARGE_SHARE + (1 - LARGE_SHARE) / len(task.latents), abs=0.06)
+    low, high = DECISIVE
+    assert ((timesteps >= low) & (timesteps < high)).float().mean().item() == pytest.approx(0.75, abs=0.06)
+
+
+def test_only_images_of_one_large_thing_are_preferred(models: world.Models, caches: list[Cache]) -> None:
+    task = LDMTask(models.unet, models.text, models.tokenizer, caches)
+    records = [(cache, i) for cache in caches for i in range(len(cache))]
+    for place, (cache, i) in enumerate(records):
+        alone = only_category(cache.records[i]["captions"]) != UNNAMED
+        assert (place in task.large.tolist()) == (alone and cache.mask(i, 0).mean() >= 0.06)
+    assert len(task.large)
 
 
 def test_latents_are_needed(models: world.Models, caches: list[Cache]) -> None:
