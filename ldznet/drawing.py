@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import colorsys
+import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +15,9 @@ from torch import Tensor
 from .shapes import Float, Int
 
 GOLDEN = 0.618034  # of the circle of hues: the next colour is never near the last
-LINE, SQUARE = 16, 12
+NARROWEST = 256  # pixels of a picture with a legend
+LETTER, LEADING = 20, 1.5  # letters are a 20th of the width high, lines 1.5 letters: a node shows a page ever so small
+LETTER_WIDTH = 0.55  # of its height
 INK, PAPER = (32, 32, 32), (255, 255, 255)
 
 
@@ -45,16 +49,28 @@ def overlay(
 
 
 def with_legend(picture: Float[Tensor, "3 h w"], lines: Sequence[str]) -> Float[Tensor, "3 H w"]:
-    """`picture` with a strip below: a square of each colour and its line of text. Enlarged to at least 256 px wide."""
+    """`picture` with a strip below: a square of each colour and its text. Enlarged to at least 256 px wide."""
     pixels = (picture.movedim(0, -1).cpu().numpy() * 255).round().astype(np.uint8)
     image = Image.fromarray(pixels)
-    scale = max(1, -(-256 // image.width))
+    scale = max(1, -(-NARROWEST // image.width))
     image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
-    page = Image.new("RGB", (image.width, image.height + LINE * len(lines) + 4), PAPER)
+    letter = image.width // LETTER
+    texts = [textwrap.wrap(line, int((image.width / letter - 3) / LETTER_WIDTH)) for line in lines]
+    step = round(LEADING * letter)
+    page = Image.new("RGB", (image.width, image.height + step * sum(map(len, texts)) + letter // 2), PAPER)
     page.paste(image)
-    pen, font = ImageDraw.Draw(page), ImageFont.load_default()
-    for i, (line, colour) in enumerate(zip(lines, colours(len(lines)), strict=True)):
-        top = image.height + 3 + i * LINE
-        pen.rectangle((4, top, 4 + SQUARE, top + SQUARE), fill=hexadecimal(colour))
-        pen.text((10 + SQUARE, top), line.encode("latin-1", "replace").decode("latin-1"), INK, font=font)
+    pen, font, top = ImageDraw.Draw(page), _font(letter), image.height + letter // 2
+    for text, colour in zip(texts, colours(len(lines)), strict=True):
+        pen.rectangle((letter // 2, top, 3 * letter // 2, top + letter), fill=hexadecimal(colour))
+        for part in text:
+            pen.text((2 * letter, top), part.encode("latin-1", "replace").decode("latin-1"), INK, font=font)
+            top += step
     return torch.from_numpy(np.asarray(page).astype(np.float32) / 255).movedim(-1, 0)
+
+
+def _font(size: int) -> Any:
+    """Pillow's own font, which had one size alone before Pillow 10.1."""
+    try:
+        return ImageFont.load_default(size)
+    except TypeError:
+        return ImageFont.load_default()

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from comfy_api.latest import io, ui
+from torch import Tensor
 
 from ..ldznet import drawing
 from ..ldznet.errors import InputError
 from ..ldznet.images import resize
+from ..ldznet.shapes import Float
 from ._boundary import Segmented, guide_of, image_of
 from ._schema import CATEGORY, schema, segmentation_input, threshold_input
 
@@ -26,7 +29,7 @@ class PreviewSegmentation(io.ComfyNode):
             node_id="LDZNetPreview",
             display_name="Preview Segmentation",
             category=CATEGORY,
-            description="Shows every phrase's mask over the picture, with its score.",
+            description="Shows every phrase's mask over the picture, with its share of the picture and its score.",
             is_output_node=True,
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             inputs=[
@@ -46,8 +49,9 @@ class PreviewSegmentation(io.ComfyNode):
         masks = segmentation.masks(threshold).cpu()
         pictures = background_of(segmentation, image)
         overlays = drawing.overlay(pictures, masks, opacity)
-        pages = [drawing.with_legend(overlays[b], legend(segmentation, b)) for b in range(len(overlays))]
-        return io.NodeOutput(image_of(overlays), ui=ui.PreviewImage(image_of(torch.stack(pages)), cls=cls))
+        areas = masks.mean(dim=(2, 3))
+        pages = [drawing.with_legend(overlays[b], legend(segmentation, b, areas[b])) for b in range(len(overlays))]
+        return io.NodeOutput(image_of(overlays), ui=ui.PreviewImage(image_of(stacked(pages)), cls=cls))
 
 
 def background_of(segmentation: Segmented, image: Any) -> torch.Tensor:
@@ -63,9 +67,17 @@ def background_of(segmentation: Segmented, image: Any) -> torch.Tensor:
     return pictures.expand(count, -1, -1, -1)
 
 
-def legend(segmentation: Segmented, image: int) -> list[str]:
-    """A line per phrase: its score, and whether it was found."""
+def legend(segmentation: Segmented, image: int, areas: Float[Tensor, " p"]) -> list[str]:
+    """A line per phrase: its share of the picture, or that it was not found, and its score."""
     result = segmentation.result
-    found = ["" if there else ", not found" for there in result.found[image].tolist()]
-    scores = result.scores[image].tolist()
-    return [f"{phrase}  {score:.2f}{note}" for phrase, score, note in zip(result.phrases, scores, found, strict=True)]
+    found, scores = result.found[image].tolist(), result.scores[image].tolist()
+    shares = [
+        f"{100 * area:.1f} %" if there else "not found" for area, there in zip(areas.tolist(), found, strict=True)
+    ]
+    return [f"{p}: {share}, score {score:.2f}" for p, share, score in zip(result.phrases, shares, scores, strict=True)]
+
+
+def stacked(pages: list[Float[Tensor, "3 h w"]]) -> Float[Tensor, "b 3 h w"]:
+    """As one batch, on white: the legend of one picture may have more lines than another's."""
+    height = max(page.shape[1] for page in pages)
+    return torch.stack([F.pad(page, (0, 0, 0, height - page.shape[1]), value=1.0) for page in pages])

@@ -51,6 +51,15 @@ def names_of(node: Any) -> dict[str, list[str]]:
     return {"required": list(info["input"]["required"]), "optional": optional, "outputs": info["output_name"]}
 
 
+def require_appended(before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Nodes, inputs and outputs that saved workflows name must stay where they are."""
+    for node_id, parts in before.items():
+        for part, names in parts.items():
+            now = after.get(node_id, {}).get(part, [])
+            if now[: len(names)] != names:
+                sys.exit(f"Expected {node_id}'s {part} to begin with {names}, got {now}. Append only.")
+
+
 def write(path: Path, content: Any) -> None:
     """As JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,4 +69,6 @@ def write(path: Path, content: Any) -> None:
 if __name__ == "__main__":
     nodes = {node.GET_SCHEMA().node_id: node for node in working_nodes()}
     write(LOCALE, {node_id: texts_of(node) for node_id, node in nodes.items()})
-    write(REGISTRY, {node_id: names_of(node) for node_id, node in nodes.items()})
+    names = {node_id: names_of(node) for node_id, node in nodes.items()}
+    require_appended(json.loads(REGISTRY.read_text(encoding="utf-8")), names)
+    write(REGISTRY, names)

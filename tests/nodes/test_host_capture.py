@@ -117,6 +117,10 @@ def test_with_other_caches(tmp_path: Any, options: list[str]) -> None:
         pytest.skip(reason)
     server = host.Server(tmp_path, options)
     try:
+        expanding = {"least": graphs.node("ProbeExpand", fill=0.0), "show": graphs.save(["least", 0], "least")}
+        failed = host.error_of(server.run(expanding))
+        if failed is not None:  # 0.3.64 with --cache-none: KeyError in its DependencyAwareCache.ensure_subcache_for
+            pytest.skip(f"this ComfyUI cannot run any node that expands: {failed}")
         prompt = {**graphs.captured(seed=26), "show": graphs.save(["segment", 2], "maps")}
         run(server, prompt)
         first = server.saved("maps")[0]["probabilities"]

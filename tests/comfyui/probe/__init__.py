@@ -7,6 +7,7 @@ import os
 
 import folder_paths
 import torch
+from comfy_execution.graph_utils import GraphBuilder
 
 from . import models
 
@@ -146,6 +147,21 @@ class ProbeState:
         return (f"{getattr(unet, 'probe_calls', 0)} calls, {hooks} hooks",)
 
 
+class ProbeExpand:
+    """The least that expands: to one ProbeLatent."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("LATENT",), "expand", "probe"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"fill": ("FLOAT", {"default": 0.0})}}
+
+    def expand(self, fill):
+        graph = GraphBuilder()
+        made = graph.node("ProbeLatent", shape="1 4 8 8", fill=fill)
+        return {"result": (made.out(0),), "expand": graph.finalize()}
+
+
 class ProbeLatent:
     """Latents that no sampler would give."""
 
@@ -252,5 +268,6 @@ NODE_CLASS_MAPPINGS = {
     "ProbeSave": ProbeSave,
     "ProbeModel": ProbeModel,
     "ProbeState": ProbeState,
+    "ProbeExpand": ProbeExpand,
     "ProbeLatent": ProbeLatent,
 }
