@@ -8,9 +8,8 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..ldznet import masks
-from ..ldznet.errors import InputError
 from ..ldznet.shapes import Float
-from ._boundary import Segmented, guide_of, mask_of
+from ._boundary import Segmented, guide_of, mask_of, socket
 from ._phrases import pick
 from ._schema import CATEGORY, schema, segmentation_input, threshold_input
 
@@ -64,14 +63,13 @@ class MaskFromSegmentation(io.ComfyNode):
 
 
 def refined(soft: Float[Tensor, "b h w"], image: Any, refine: str) -> Float[Tensor, "b h w"]:
-    """`soft` with the edges of `image`, by the method named."""
-    if refine == "none":
+    """`soft` with the edges of `image`, by the method named; as it is where no image is connected."""
+    if refine == "none" or image is None:
         return soft
-    if image is None:
-        raise InputError(f"Expected an image to refine against ({refine}), got none. Connect it. (socket: image)")
     guide = guide_of(image).to(soft.device)
     guide = guide.expand(soft.shape[0], -1, -1, -1) if guide.shape[0] == 1 else guide
-    return masks.guided_filter(soft, guide) if refine == "guided filter" else masks.pamr(soft, guide)
+    with socket("image"):
+        return masks.guided_filter(soft, guide) if refine == "guided filter" else masks.pamr(soft, guide)
 
 
 def _choice_inputs() -> list[Any]:
@@ -99,8 +97,8 @@ def _shape_inputs() -> list[Any]:
         io.Combo.Input(
             "refine",
             options=list(REFINES),
-            default=REFINES[0],
-            tooltip="Moves the soft edges to those of the image, before the threshold.",
+            default=REFINES[1],
+            tooltip="Moves the soft edges to those of the image, before the threshold. Without an image they stay.",
         ),
         io.Boolean.Input("fill_holes", default=False, tooltip="Fills what the mask encloses."),
         io.Int.Input(
@@ -114,4 +112,4 @@ def _shape_inputs() -> list[Any]:
 
 
 def _image_input() -> Any:
-    return io.Image.Input("image", optional=True, tooltip="The picture that was segmented; refine needs it.")
+    return io.Image.Input("image", optional=True, tooltip="The picture that was segmented: connect it for crisp edges.")
