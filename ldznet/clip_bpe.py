@@ -1,4 +1,4 @@
-"""CLIP's tokenizer: lower-case byte-level BPE, start and end token, padding with the end token to 77. Plain Python.
+"""CLIP's tokenizer: lower-case byte-level BPE, start and end token, padding to 77. Plain Python.
 
 After openai/CLIP's simple_tokenizer (MIT), written anew on `re`. Serves the tiny vocabulary and CLIP's own. It splits
 as transformers' CLIPTokenizer does, with three known differences: characters that this Python's Unicode tables do not
@@ -65,29 +65,33 @@ def _cut_at_numerals(word: str) -> list[str]:
 
 
 class Tokenizer:
-    """Text to the 77 token ids that CLIP's text encoder reads. `vocabulary` maps a symbol to its id."""
+    """Text to the 77 token ids that CLIP's text encoder reads. `vocabulary` maps a symbol to its id.
 
-    def __init__(self, vocabulary: Mapping[str, int], merges: Sequence[Pair]) -> None:
+    `pad` fills up the 77: CLIP's end token, or "!" (id 0), as OpenCLIP's models have it.
+    """
+
+    def __init__(self, vocabulary: Mapping[str, int], merges: Sequence[Pair], pad: str = END) -> None:
         self.vocabulary = vocabulary
         self.ranks = {pair: rank for rank, pair in enumerate(merges)}
-        self.start, self.end = vocabulary[START], vocabulary[END]
+        self.start, self.end, self.pad = vocabulary[START], vocabulary[END], vocabulary[pad]
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
         """From a CLIP tokenizer's folder: `vocab.json` and `merges.txt`, or the `tokenizer.json` that holds both."""
+        pad = _pad_of(folder)
         vocab, merges, both = (folder / name for name in ("vocab.json", "merges.txt", "tokenizer.json"))
         if vocab.is_file() and merges.is_file():
-            return cls(json.loads(vocab.read_text(encoding="utf-8")), read_merges(merges))
+            return cls(json.loads(vocab.read_text(encoding="utf-8")), read_merges(merges), pad)
         if not both.is_file():
             raise CheckpointError(f"Expected vocab.json and merges.txt, or tokenizer.json, in {folder}, found neither.")
         model = json.loads(both.read_text(encoding="utf-8"))["model"]
-        return cls(model["vocab"], [_pair(merge) for merge in model["merges"]])
+        return cls(model["vocab"], [_pair(merge) for merge in model["merges"]], pad)
 
     @classmethod
-    def from_merges(cls, path: Path) -> Tokenizer:
+    def from_merges(cls, path: Path, pad: str = END) -> Tokenizer:
         """From a list of merges alone, one a line, plain or gzip-compressed: the vocabulary follows from it."""
         merges = read_merges(path)
-        return cls(vocabulary_of(merges), merges)
+        return cls(vocabulary_of(merges), merges, pad)
 
     def ids(self, text: str) -> list[int]:
         """Token ids of `text`, without start, end and padding."""
@@ -103,7 +107,7 @@ class Tokenizer:
         ids = self.ids(text)
         require_length(text, len(ids))
         ids = [self.start, *ids, self.end]
-        return ids + [self.end] * (CONTEXT_LENGTH - len(ids))
+        return ids + [self.pad] * (CONTEXT_LENGTH - len(ids))
 
     def _merge(self, word: str) -> list[str]:
         symbols = [*word[:-1], word[-1] + WORD_END]
@@ -114,6 +118,16 @@ class Tokenizer:
                 break
             symbols = merge_pair(symbols, best)
         return symbols
+
+
+def _pad_of(folder: Path) -> str:
+    """The padding that a tokenizer's folder names, bare or as an object; the end token where none does."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        file = folder / name
+        token = json.loads(file.read_text(encoding="utf-8")).get("pad_token") if file.is_file() else None
+        if token is not None:
+            return token["content"] if isinstance(token, dict) else token
+    return END
 
 
 def require_length(text: str, tokens: int) -> None:

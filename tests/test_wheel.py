@@ -41,7 +41,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def data_files() -> set[str]:
     """What the library reads beside its code: all that git tracks in it, or all that is there without git."""
-    folders = ("ldznet/tinyworld/weights", "ldznet/hosts/sd1")
+    folders = ("ldznet/tinyworld/weights", "ldznet/hosts/sd1", "ldznet/hosts/sd2", "ldznet/hosts/sdxl")
     try:
         tracked = run("git", "ls-files", *folders, cwd=ROOT).split()
     except (OSError, AssertionError):

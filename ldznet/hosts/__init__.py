@@ -23,11 +23,11 @@ Dtype = torch.dtype | None
 
 
 def open_host(source: Any, *, device: Device = None, dtype: Dtype = None) -> Host:
-    """The host of `source`: "tiny", a diffusers folder, an SD 1.x checkpoint in one file, or a loaded pipeline.
+    """The host of `source`: "tiny", a diffusers folder, a checkpoint in one file, or a loaded pipeline.
 
     Weights go to `device` (None: the CPU) as `dtype` (None: float32 on a CPU, float16 elsewhere). A pipeline is used
     where and as it is: neither may be given. Raises InputError for a source of no known kind, HostError for a model
-    that no head fits or a missing library, CheckpointError for a damaged or incomplete file.
+    that is none of SD 1.x, SD 2.x and SDXL or a missing library, CheckpointError for a damaged or incomplete file.
     """
     for accepts, opens in HOSTS.values():
         if accepts(source):
@@ -98,6 +98,6 @@ def _described(source: Any) -> str:
 HOSTS: dict[str, tuple[Callable[[Any], bool], Callable[[Any, Device, Dtype], Host]]] = {
     '"tiny"': (lambda source: source == "tiny", _tiny),
     "a diffusers folder": (_is_folder, _folder),
-    "a single-file SD 1.x checkpoint": (_is_single_file, _single_file),
+    "a single-file checkpoint": (_is_single_file, _single_file),
     "a loaded diffusers pipeline": (_is_pipeline, _pipeline),
 }

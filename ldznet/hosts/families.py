@@ -10,62 +10,53 @@ from typing import Any
 
 from ..errors import HostError
 
-# What tells SD 1.x's UNet from its successors and variants; the values are diffusers' own defaults.
-SD1_FACTS: dict[str, Any] = {
-    "use_linear_projection": False,
-    "transformer_layers_per_block": 1,
-    "layers_per_block": 2,
-    "addition_embed_type": None,
-    "class_embed_type": None,
-    "encoder_hid_dim_type": None,
+TITLES = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL"}
+WIDTHS = {768: "sd1", 1024: "sd2", 1280: "SDXL's refiner", 2048: "sdxl"}  # of the published contexts
+IN_CHANNELS = (4, INPAINTING_CHANNELS := 9)  # the latents; for inpainting a mask and the masked image's latents too
+
+# What a UNet of each family is, where that is one of diffusers' defaults or tells it from other families and variants.
+COMMON: dict[str, Any] = {"layers_per_block": 2, "class_embed_type": None, "encoder_hid_dim_type": None}
+FACTS: dict[str, dict[str, Any]] = {
+    "sd1": {**COMMON, "use_linear_projection": False, "transformer_layers_per_block": 1, "addition_embed_type": None},
+    "sd2": {**COMMON, "use_linear_projection": True, "transformer_layers_per_block": 1, "addition_embed_type": None},
+    "sdxl": {**COMMON, "use_linear_projection": True, "addition_embed_type": "text_time"},
 }
-OTHER_WIDTHS = {1024: "SD 2.x", 1280: "SDXL's refiner", 2048: "SDXL"}  # of the context; SD 1.x's is 768
-INPAINTING_CHANNELS = 9  # 4 of the latents, 1 of a mask, 4 of the masked image's latents
-
-
-def require_sd1(config: Mapping[str, Any]) -> None:
-    """Raises HostError that names the first fact in which a UNet's configuration is not SD 1.x's.
-
-    Facts of the architecture, not its widths: a UNet of SD 1.x's form passes at any context width that no other family
-    has, so that small models of that form work too.
-    """
-    if config.get("_class_name", "UNet2DConditionModel") != "UNet2DConditionModel":
-        raise no_head_fits(f"a {config['_class_name']}")
-    for width in _values(config.get("cross_attention_dim")):
-        if width in OTHER_WIDTHS:
-            raise no_head_fits(f"{width} ({OTHER_WIDTHS[width]})")
-    for name, expected in SD1_FACTS.items():
-        if _values(config.get(name, expected)) != {expected}:
-            raise no_head_fits(f"one with {name} {config[name]}, where SD 1.x has {expected}")
-    if config.get("in_channels", 4) not in (4, INPAINTING_CHANNELS):
-        raise no_head_fits(f"one of {config['in_channels']} input channels, where SD 1.x has 4, or 9 for inpainting")
 
 
 def family_of(config: Mapping[str, Any]) -> str:
-    """ "sd1", "sd2" or "sdxl" by a UNet's configuration; raises HostError as `require_sd1` for any other."""
-    widths = _values(config.get("cross_attention_dim"))
-    if config.get("addition_embed_type") == "text_time" and 1280 not in widths:  # the refiner's
-        return "sdxl"
-    if config.get("use_linear_projection") and not config.get("addition_embed_type"):
-        require_sd1({**config, "use_linear_projection": False, "cross_attention_dim": None})
-        return "sd2"
-    require_sd1(config)
-    return "sd1"
+    """ "sd1", "sd2" or "sdxl" by a UNet's configuration; raises HostError that names what is none of theirs.
+
+    By the architecture, not by its widths: a UNet of a family's form passes at any context width that no other family
+    has, so that small models of that form work too.
+    """
+    if config.get("_class_name", "UNet2DConditionModel") != "UNet2DConditionModel":
+        raise no_host(f"a {config['_class_name']}")
+    has_sizes = config.get("addition_embed_type") == "text_time"
+    family = "sdxl" if has_sizes else "sd2" if config.get("use_linear_projection") else "sd1"
+    for width in _values(config.get("cross_attention_dim")):
+        if WIDTHS.get(width, family) != family:
+            raise no_host(f"{width} ({TITLES.get(WIDTHS[width], WIDTHS[width])}) in a UNet of {TITLES[family]}'s form")
+    for name, expected in FACTS[family].items():
+        if _values(config.get(name, expected)) != {expected}:
+            raise no_host(f"one with {name} {config[name]}, where {TITLES[family]} has {expected}")
+    if config.get("in_channels", 4) not in IN_CHANNELS:
+        raise no_host(f"one of {config['in_channels']} input channels, where {TITLES[family]} has 4, or 9 to inpaint")
+    return family
 
 
 def _values(value: Any) -> set[Any]:
     return set(value) if isinstance(value, (list, tuple)) else {value}
 
 
-def no_head_fits(got: str) -> HostError:
-    """For a model that cannot be used, or only without a trained head."""
+def no_host(got: str) -> HostError:
+    """For a model that cannot be used here at all."""
     return HostError(
-        f"Expected an SD 1.x UNet (context width 768), got {got}. No trained head fits it yet: open an SD 1.x model, "
-        "or give the attention head a loaded SD 2.x or SDXL pipeline."
+        "Expected an SD 1.x (context width 768), SD 2.x (1024) or SDXL (2048) UNet that reads text, "
+        f"got {got}. Open a model of one of these."
     )
 
 
-def require_epsilon(prediction: str | None) -> None:
-    """Raises HostError for an SD 1.x model that predicts anything but the noise."""
-    if prediction not in (None, "epsilon"):
-        raise no_head_fits(f"one trained for {prediction}, where SD 1.x predicts the noise (epsilon)")
+def require_epsilon(family: str, prediction: str | None) -> None:
+    """Raises HostError for an SD 1.x model that predicts anything but the noise; SD 2.x comes in both kinds."""
+    if family == "sd1" and prediction not in (None, "epsilon"):
+        raise no_host(f"one trained for {prediction}, where SD 1.x predicts the noise (epsilon)")

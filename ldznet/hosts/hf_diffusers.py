@@ -1,5 +1,4 @@
-"""Stable Diffusion through diffusers: 1.x from a folder, a file or a loaded pipeline, 2.x and SDXL from a pipeline.
-Nothing is ever fetched.
+"""Stable Diffusion through diffusers: 1.x, 2.x and SDXL from a folder, a file or a loaded pipeline. Nothing is fetched.
 
 The one file that imports diffusers and transformers; `open_host` imports it when a source needs it.
 """
@@ -7,8 +6,7 @@ The one file that imports diffusers and transformers; `open_host` imports it whe
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +15,25 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from .. import schedule
-from ..clip_bpe import CONTEXT_LENGTH, Tokenizer, require_length
+from ..clip_bpe import Tokenizer
 from ..contracts import Block, Conditioning, Observer, T, Taps, TapSpec
-from ..errors import CheckpointError, HostError, InputError
+from ..errors import HostError, InputError
 from ..schedule import NUM_TIMESTEPS, alphas_cumprod
 from ..shapes import PIXELS_PER_LATENT, Float, Int
 from ..taps import extract_taps, spatial_transformers
-from . import sdxl, single_file
-from .families import INPAINTING_CHANNELS, family_of, no_head_fits, require_epsilon, require_sd1
+from . import single_file
+from .encoders import OneEncoder, Texts, TwoEncoders, Words, added, evaluating
+from .families import INPAINTING_CHANNELS, family_of, no_host, require_epsilon
+from .loading import fill, fill_text_encoder, placed, pretrained, read_json, ready
 
-SD1 = Path(__file__).parent / "sd1"  # what a single file lacks: SD 1.x's configurations, CLIP's merges
+CONFIGURATIONS = Path(__file__).parent  # sd1, sd2 and sdxl: what a single file lacks
 
 GREY = (0.8223, -0.6876, 0.6364, 0.1380)  # model-space latents of a grey image, ComfyUI's blank_inpaint_image_like
 
-Tokenize = Callable[[Sequence[str]], list[list[int]]]
+Device = torch.device | str | None
 
 
 class DiffusersHost:
@@ -49,88 +49,77 @@ class DiffusersHost:
         self,
         unet: Any,
         vae: Any,
-        text_encoder: Any,
-        tokenize: Tokenize,
+        texts: Texts,
         alphas: Float[Tensor, " 1000"] | None = None,
         device: torch.device | None = None,
-        ids: Callable[[str], list[int]] | None = None,
-        two: sdxl.TwoEncoders | None = None,
     ) -> None:
-        """`tokenize` gives 77 ids a phrase, `ids` those of any text alone; `alphas`: products of 1 - beta, None for
-        SD's own; `two`: SDXL's text encoders. Raises HostError."""
-        unet = _known_unet(unet)
-        self.family = family_of(unet.config)
-        self._ids, self._two = ids, two
-        self._unet, self._vae, self._text_encoder, self._tokenize = unet, vae, text_encoder, tokenize
+        """`alphas`: products of 1 - beta, None for SD's own; `device`: the UNet's if None. Raises HostError."""
+        self._unet = _known_unet(unet)
+        self.family = family_of(self._unet.config)
+        self._vae, self._texts = vae, texts
         self._alphas = alphas_cumprod() if alphas is None else alphas.to("cpu", torch.float64)
-        self.specs: Mapping[str, TapSpec] = tap_specs(unet)
-        self.context_dim: int = unet.config.cross_attention_dim
-        self.device: torch.device = unet.device if device is None else device
-        self.dtype: torch.dtype = unet.dtype
+        self.specs: dict[str, TapSpec] = tap_specs(self._unet)
+        self.context_dim: int = self._unet.config.cross_attention_dim
+        self.device: torch.device = self._unet.device if device is None else device
+        self.dtype: torch.dtype = self._unet.dtype
 
     @classmethod
-    def from_folder(
-        cls, folder: Path, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> DiffusersHost:
+    def from_folder(cls, folder: Path, *, device: Device = None, dtype: torch.dtype | None = None) -> DiffusersHost:
         """From a folder as `save_pretrained` writes it. Raises CheckpointError for one that lacks a part."""
-        device, dtype = _placed(device, dtype)
-        _require_unet(folder)
-        scheduler = _scheduler(folder)
-        tokenizer = Tokenizer.load(folder / "tokenizer")
-        unet = _ready(_pretrained(UNet2DConditionModel, folder / "unet"), device, dtype)
-        vae = _ready(_pretrained(AutoencoderKL, folder / "vae"), device, dtype)
-        text_encoder = _ready(_pretrained(CLIPTextModel, folder / "text_encoder"), device, dtype)
-        return cls(unet, vae, text_encoder, _each(tokenizer), _alphas(scheduler), ids=tokenizer.ids)
+        where = placed(device, dtype)
+        family = _family_of_folder(folder)
+        scheduler = _scheduler(folder, family)
+        words = [Words.of(Tokenizer.load(folder / _tokenizer(name))) for name in _encoders(family)]
+        unet = ready(pretrained(UNet2DConditionModel, folder / "unet"), *where)
+        vae = ready(pretrained(AutoencoderKL, folder / "vae"), *where)
+        encoders = [ready(pretrained(kind, folder / name), *where) for name, kind in _encoders(family).items()]
+        return cls(unet, vae, _texts(encoders, words), _alphas(scheduler))
 
     @classmethod
     def from_single_file(
-        cls,
-        path: Path,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        configs: Path = SD1,
+        cls, path: Path, *, device: Device = None, dtype: torch.dtype | None = None, configs: Path = CONFIGURATIONS
     ) -> DiffusersHost:
-        """From a whole SD 1.x checkpoint, .safetensors or .ckpt. Raises CheckpointError that lists what does not fit.
+        """From a whole checkpoint, .safetensors or .ckpt. Raises CheckpointError that lists what does not fit.
 
-        `configs` holds what such a file lacks: three configurations, and CLIP's merges.
+        `configs` holds what such a file lacks, as `single_file.CONFIGURATIONS` names it.
         """
-        device, dtype = _placed(device, dtype)
+        where = placed(device, dtype)
         with single_file.open_file(path) as file:
             facts = single_file.unet_facts(file.tensors)
-            require_sd1(facts)
-            require_epsilon(single_file.prediction_type(file.tensors))
-            unet, vae, text_encoder = _unfilled(configs, facts["in_channels"])
-            _fill(unet, convert_ldm_unet_checkpoint(single_file.read_part(file, single_file.UNET), unet.config))
-            _fill(vae, convert_ldm_vae_checkpoint(single_file.read_part(file, single_file.VAE), vae.config))
-            _fill_text_encoder(text_encoder, single_file.read_text_encoder(file))
-        tokenizer = Tokenizer.from_merges(configs / "clip_merges.txt.gz")
-        unet, vae, text_encoder = (_ready(module, device, dtype) for module in (unet, vae, text_encoder))
-        return cls(unet, vae, text_encoder, _each(tokenizer), ids=tokenizer.ids)
+            family = family_of(facts)
+            require_epsilon(family, single_file.prediction_type(file.tensors))
+            known = {name: configs / rest for name, rest in single_file.CONFIGURATIONS[family].items()}
+            unet = _unfilled(UNet2DConditionModel, known["unet"], in_channels=facts["in_channels"])
+            fill(unet, convert_ldm_unet_checkpoint(single_file.read_part(file, single_file.UNET), unet.config))
+            vae = _unfilled(AutoencoderKL, known["vae"])
+            fill(vae, convert_ldm_vae_checkpoint(single_file.read_part(file, single_file.VAE), vae.config))
+            encoders = [_encoder(file, encoder, known[encoder.name]) for encoder in single_file.ENCODERS[family]]
+        tokenizers = [Tokenizer.from_merges(configs / single_file.MERGES, e.pad) for e in single_file.ENCODERS[family]]
+        texts = _texts([ready(encoder, *where) for encoder in encoders], [Words.of(t) for t in tokenizers])
+        return cls(ready(unet, *where), ready(vae, *where), texts)
 
     @classmethod
     def from_pipeline(cls, pipeline: Any) -> DiffusersHost:
         """From a loaded pipeline, with its own tokenizer (textual inversions included), where its modules run now."""
         if getattr(pipeline, "unet", None) is None:
-            raise no_head_fits(f"a {type(pipeline).__name__}, which has no UNet")
-        for part in ("vae", "text_encoder", "tokenizer"):
+            raise no_host(f"a {type(pipeline).__name__}, which has no UNet")
+        family = family_of(_known_unet(pipeline.unet).config)
+        names = list(_encoders(family))
+        for part in ("vae", *names, *map(_tokenizer, names)):
             if getattr(pipeline, part, None) is None:
                 raise HostError(f"Expected a whole pipeline, got one with no {part}: load it with all its parts.")
-        family = family_of(_known_unet(pipeline.unet).config)
-        if family == "sd1":
-            require_epsilon(pipeline.scheduler.config.get("prediction_type"))
-        two = sdxl.TwoEncoders(pipeline, _pipeline_tokenize) if family == "sdxl" else None
-        tokenize, ids = _pipeline_tokenize(pipeline, pipeline.tokenizer), _pipeline_ids(pipeline)
+        require_epsilon(family, pipeline.scheduler.config.get("prediction_type"))
+        encoders = [getattr(pipeline, name) for name in names]
+        words = [Words.of_pipeline(pipeline, getattr(pipeline, _tokenizer(name))) for name in names]
         device = getattr(pipeline, "_execution_device", None)  # an offloaded pipeline waits elsewhere
-        alphas = _alphas(pipeline.scheduler)
-        return cls(pipeline.unet, pipeline.vae, pipeline.text_encoder, tokenize, alphas, device, ids, two)
+        return cls(pipeline.unet, pipeline.vae, _texts(encoders, words), _alphas(pipeline.scheduler), device)
 
     @torch.no_grad()
     def encode_image(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 4 h/8 w/8"]:
         """Model-space latents of `pixels` in [-1, 1], sides in multiples of 8: the mode of the posterior, scaled."""
         if pixels.ndim != 4 or pixels.shape[1] != 3 or any(s % PIXELS_PER_LATENT for s in pixels.shape[2:]):
             raise InputError(f"Expected pixels b 3 h w with sides in multiples of 8, got {tuple(pixels.shape)}.")
-        with evaluating(self._vae):
+        with evaluating(self._vae), self._exact_vae():
             encoded = self._vae.encode(pixels.to(self.device, self._vae.dtype))
         is_posterior = hasattr(encoded, "latent_dist")  # TAESD's latents come bare
         latents = encoded.latent_dist.mode() if is_posterior else encoded.latents
@@ -140,21 +129,16 @@ class DiffusersHost:
     def decode_latents(self, latents: Float[Tensor, "b 4 h w"]) -> Float[Tensor, "b 3 8*h 8*w"]:
         """`pixels`, about [-1, 1] and not clamped, of model-space latents."""
         _require_latents(latents)
-        with evaluating(self._vae):
+        with evaluating(self._vae), self._exact_vae():
             scaled = latents.to(self.device, self._vae.dtype) / self._vae.config.scaling_factor
             return self._vae.decode(scaled, return_dict=False)[0].to(self.dtype)
 
-    @torch.no_grad()
     def encode_text(self, phrases: Sequence[str]) -> Float[Tensor, "b 77 d"]:
         """CLIP's last hidden state after the final norm (SDXL: both encoders' before the last layer).
 
         Raises InputError with the count of over 75 tokens.
         """
-        if self._two is not None:
-            return self._two.condition(phrases, self.device, evaluating).context.to(self.dtype)
-        ids = torch.tensor(self._tokenize(phrases), device=self.device)
-        with evaluating(self._text_encoder):
-            return self._text_encoder(ids)[0].to(self.dtype)
+        return self.condition(phrases).context.to(self.dtype)
 
     def add_noise(
         self, latents: Float[Tensor, "b 4 h w"], noise: Float[Tensor, "b 4 h w"], timesteps: Int[Tensor, " b"]
@@ -172,7 +156,7 @@ class DiffusersHost:
     ) -> Taps:
         """Taps of one pass over noised latents, ended after the last; an inpainting UNet is told to repaint all."""
         _require_latents(latents)
-        if self._two is not None:
+        if self.family == "sdxl":
             raise HostError("Expected an SD 1.x or 2.x model for taps by context alone, got SDXL. Use `observe`.")
         run = self._pass(latents, timesteps, Conditioning(context))
         with evaluating(self._unet):
@@ -180,14 +164,11 @@ class DiffusersHost:
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text of any length, without start, end and padding."""
-        assert self._ids is not None
-        return self._ids(text)
+        return self._texts.ids(text)
 
     def condition(self, prompts: Sequence[str]) -> Conditioning:
         """The context of each prompt, and SDXL's pooled text; over 75 tokens raise InputError with their count."""
-        if self._two is not None:
-            return self._two.condition(prompts, self.device, evaluating)
-        return Conditioning(self.encode_text(prompts))
+        return self._texts.condition(prompts, self.device)
 
     @torch.no_grad()
     def observe(
@@ -206,24 +187,25 @@ class DiffusersHost:
 
     def _pass(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Callable[[], Any]:
         sample = latents.to(self.device, self.dtype)
-        extras = {} if self._two is None else {"added_cond_kwargs": sdxl.added(conditioning, sample)}
+        extras = {"added_cond_kwargs": added(conditioning, sample)} if self.family == "sdxl" else {}
         if self._unet.config.in_channels == INPAINTING_CHANNELS:
             sample = _for_inpainting(sample)
         context, timesteps = conditioning.context.to(self.device, self.dtype), timesteps.to(self.device)
         run = self._unet.forward  # past `unet.compile()`, inside which hooks would not run
         return lambda: run(sample, timesteps, context, return_dict=False, **extras)
 
-
-@contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """`module` in evaluation mode inside; every submodule's own training flag is put back whatever happens."""
-    in_training = [m for m in module.modules() if m.training]
-    try:
-        module.eval()
-        yield
-    finally:
-        for m in in_training:
-            m.training = True
+    @contextlib.contextmanager
+    def _exact_vae(self) -> Iterator[None]:
+        """SDXL's VAE overflows in float16: it works in float32 inside, where its configuration says so."""
+        before = self._vae.dtype
+        overflows = self.family == "sdxl" and before == torch.float16 and self._vae.config.get("force_upcast", False)
+        try:
+            if overflows:
+                nn.Module.to(self._vae, torch.float32)
+            yield
+        finally:
+            if overflows:
+                nn.Module.to(self._vae, before)
 
 
 def tap_specs(unet: Any) -> dict[str, TapSpec]:
@@ -240,24 +222,6 @@ def tap_specs(unet: Any) -> dict[str, TapSpec]:
     return {name: TapSpec(name, m.in_channels, 2 ** level(Block.parse(name))) for name, m in modules.items()}
 
 
-def _require_unet(folder: Path) -> None:
-    """Raises for a folder of another family by its configuration alone, before any weights are read."""
-    index = folder / "model_index.json"
-    if index.is_file() and not (folder / "unet").is_dir():
-        raise no_head_fits(f"a {_read(index).get('_class_name', 'pipeline')}, which has no UNet")
-    require_sd1(_read(folder / "unet" / "config.json"))
-
-
-def _known_unet(unet: Any) -> Any:
-    """`unet`, out of the wrapper of `torch.compile`, inside which hooks would not run. Raises HostError."""
-    unet = getattr(unet, "_orig_mod", unet)
-    is_unet = isinstance(unet, UNet2DConditionModel)
-    if not is_unet:
-        raise no_head_fits(f"a {type(unet).__name__}")
-    family_of(unet.config)
-    return unet
-
-
 def _require_latents(latents: Tensor) -> None:
     if latents.ndim != 4 or latents.shape[1] != 4:
         raise InputError(f"Expected latents b 4 h w in model space, got {tuple(latents.shape)}.")
@@ -269,78 +233,55 @@ def _for_inpainting(latents: Float[Tensor, "b 4 h w"]) -> Float[Tensor, "b 9 h w
     return torch.cat([latents, torch.ones_like(latents[:, :1]), grey], dim=1)
 
 
-def _placed(device: torch.device | str | None, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
-    device = torch.device("cpu" if device is None else device)
-    return device, dtype or (torch.float32 if device.type == "cpu" else torch.float16)
+def _family_of_folder(folder: Path) -> str:
+    """By the UNet's configuration alone: other models are refused before any weights are read."""
+    index = folder / "model_index.json"
+    if index.is_file() and not (folder / "unet").is_dir():
+        raise no_host(f"a {read_json(index).get('_class_name', 'pipeline')}, which has no UNet")
+    return family_of(read_json(folder / "unet" / "config.json"))
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(f"Expected a diffusers folder with {path.parent.name}/{path.name}, found none in {path}.")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"Expected JSON in {path}, got: {error}.") from error
+def _known_unet(unet: Any) -> Any:
+    """`unet`, out of the wrapper of `torch.compile`, inside which hooks would not run. Raises HostError."""
+    unet = getattr(unet, "_orig_mod", unet)
+    if not isinstance(unet, UNet2DConditionModel):
+        raise no_host(f"a {type(unet).__name__}")
+    return unet
 
 
-def _pretrained(kind: Any, folder: Path) -> Any:
-    """A whole `kind` from its folder; half-precision weights are taken where there are no others."""
-    files = list(folder.glob("*.safetensors")) + list(folder.glob("*.bin"))
-    variant = None if any("." not in file.stem for file in files) else "fp16"
-    try:
-        model, report = kind.from_pretrained(folder, variant=variant, local_files_only=True, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"Expected the weights of a {kind.__name__} in {folder}, got: {error}") from error
-    if report["missing_keys"]:
-        raise CheckpointError(
-            f"Expected a whole {kind.__name__} in {folder}, {_listed(report['missing_keys'])} missing."
-        )
+def _encoders(family: str) -> dict[str, Any]:
+    """A family's text encoders by their names in a pipeline and its folder."""
+    second = {"text_encoder_2": CLIPTextModelWithProjection} if family == "sdxl" else {}
+    return {"text_encoder": CLIPTextModel, **second}
+
+
+def _tokenizer(encoder: str) -> str:
+    return encoder.replace("text_encoder", "tokenizer")
+
+
+def _texts(encoders: Sequence[Any], words: Sequence[Words]) -> Texts:
+    return OneEncoder(encoders[0], words[0]) if len(encoders) == 1 else TwoEncoders(encoders, words)
+
+
+def _encoder(file: Any, encoder: single_file.Encoder, config: Path) -> Any:
+    """One of a single file's text encoders."""
+    kind = CLIPTextModelWithProjection if encoder.projects else CLIPTextModel
+    settings = CLIPTextConfig(**read_json(config))
+    with torch.device("meta"):
+        model = kind(settings)
+    fill_text_encoder(model, single_file.read_text_encoder(file, encoder, settings.num_hidden_layers))
     return model
 
 
-def _ready(module: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    nn.Module.to(module, device, dtype)  # diffusers' own `to` warns of any dtype
-    return module.eval().requires_grad_(False)
-
-
-def _unfilled(configs: Path, in_channels: int) -> tuple[Any, Any, Any]:
-    """UNet, VAE and text encoder of `configs` on the meta device: nothing is initialised, nothing held twice."""
+def _unfilled(kind: Any, config: Path, **settings: Any) -> Any:
+    """A network on the meta device: nothing is initialised, nothing held twice."""
     with torch.device("meta"):
-        return (
-            UNet2DConditionModel.from_config(_read(configs / "unet.json"), in_channels=in_channels),
-            AutoencoderKL.from_config(_read(configs / "vae.json")),
-            CLIPTextModel(CLIPTextConfig(**_read(configs / "text_encoder.json"))),
-        )
+        return kind.from_config(read_json(config), **settings)
 
 
-def _fill(module: Any, state: Mapping[str, Tensor]) -> None:
-    """Makes the tensors of `state` those of a module on the meta device, if names and shapes are exactly its own."""
-    expected = module.state_dict()
-    wrong = [f"{name} missing" for name in expected if name not in state]
-    wrong += [f"{name} unexpected" for name in state if name not in expected]
-    for name in expected.keys() & state.keys():
-        if state[name].shape != expected[name].shape:
-            wrong.append(f"{name} {tuple(state[name].shape)} for {tuple(expected[name].shape)}")
-    if wrong:
-        raise CheckpointError(f"Expected the weights of SD 1.x's {type(module).__name__}, got {_listed(wrong)}.")
-    module.load_state_dict(state, assign=True)
-
-
-def _fill_text_encoder(model: Any, state: Mapping[str, Tensor]) -> None:
-    prefix = "text_model." if hasattr(model, "text_model") else ""  # transformers 5.6 took it away
-    _fill(model, {f"{prefix}{name}": tensor for name, tensor in state.items()})
-    embeddings = getattr(model, "text_model", model).embeddings
-    embeddings.position_ids = torch.arange(embeddings.position_ids.shape[-1])[None]  # in no file; was on meta
-
-
-def _listed(names: Sequence[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(sorted(names)[:most]) + more
-
-
-def _scheduler(folder: Path) -> Any:
-    config = _read(folder / "scheduler" / "scheduler_config.json")
-    require_epsilon(config.get("prediction_type"))
+def _scheduler(folder: Path, family: str) -> Any:
+    config = read_json(folder / "scheduler" / "scheduler_config.json")
+    require_epsilon(family, config.get("prediction_type"))
     kind = getattr(diffusers, config.get("_class_name", ""), None)
     return None if kind is None else kind.from_config(config)
 
@@ -348,33 +289,3 @@ def _scheduler(folder: Path) -> Any:
 def _alphas(scheduler: Any) -> Tensor | None:
     alphas = getattr(scheduler, "alphas_cumprod", None)
     return alphas if isinstance(alphas, Tensor) and len(alphas) == NUM_TIMESTEPS else None
-
-
-def _each(tokenizer: Tokenizer) -> Tokenize:
-    return lambda phrases: [tokenizer.encode(phrase) for phrase in phrases]
-
-
-def _spelled_out(pipeline: Any, tokenizer: Any, texts: list[str]) -> list[str]:
-    """Texts with textual inversions of several vectors as as many tokens."""
-    return pipeline.maybe_convert_prompt(texts, tokenizer) if hasattr(pipeline, "maybe_convert_prompt") else texts
-
-
-def _pipeline_ids(pipeline: Any) -> Callable[[str], list[int]]:
-    def ids(text: str) -> list[int]:
-        texts = _spelled_out(pipeline, pipeline.tokenizer, [text])
-        return pipeline.tokenizer(texts[0], add_special_tokens=False).input_ids
-
-    return ids
-
-
-def _pipeline_tokenize(pipeline: Any, tokenizer: Any) -> Tokenize:
-    """A tokenizer of the pipeline behind our rule for over-long text: an error, where it would cut."""
-
-    def tokenize(phrases: Sequence[str]) -> list[list[int]]:
-        texts = _spelled_out(pipeline, tokenizer, list(phrases))
-        rows = tokenizer(texts, padding="max_length", max_length=CONTEXT_LENGTH, truncation=False).input_ids
-        for phrase, row in zip(phrases, rows, strict=True):
-            require_length(phrase, len(row) - 2)
-        return rows
-
-    return tokenize

@@ -1,4 +1,4 @@
-"""A Stable Diffusion 1.x in everything but its widths: one set of random weights as file, folder, pipeline and UNet."""
+"""Stable Diffusion in everything but its widths: one set of random weights as file, folder, pipeline and UNet."""
 
 from __future__ import annotations
 
@@ -43,6 +43,34 @@ VAE_NAMES = (  # diffusers' to the LDM's
     (r"to_out\.0", "proj_out"),
     (r"to_([qkv])\.", r"\1."),
 )
+UNET_NAMES = (  # diffusers' to the LDM's, at two residual blocks a level
+    (r"^down_blocks\.(\d)\.resnets\.(\d)", lambda m: f"input_blocks.{1 + 3 * int(m[1]) + int(m[2])}.0"),
+    (r"^down_blocks\.(\d)\.attentions\.(\d)", lambda m: f"input_blocks.{1 + 3 * int(m[1]) + int(m[2])}.1"),
+    (r"^down_blocks\.(\d)\.downsamplers\.0\.conv", lambda m: f"input_blocks.{3 + 3 * int(m[1])}.0.op"),
+    (r"^mid_block\.resnets\.(\d)", lambda m: f"middle_block.{2 * int(m[1])}"),
+    (r"^mid_block\.attentions\.0", "middle_block.1"),
+    (r"^up_blocks\.(\d)\.resnets\.(\d)", lambda m: f"output_blocks.{3 * int(m[1]) + int(m[2])}.0"),
+    (r"^up_blocks\.(\d)\.attentions\.(\d)", lambda m: f"output_blocks.{3 * int(m[1]) + int(m[2])}.1"),
+    (r"^time_embedding\.linear_(\d)", lambda m: f"time_embed.{2 * int(m[1]) - 2}"),
+    (r"^add_embedding\.linear_(\d)", lambda m: f"label_emb.0.{2 * int(m[1]) - 2}"),
+    (r"^conv_in", "input_blocks.0.0"),
+    (r"^conv_norm_out", "out.0"),
+    (r"^conv_out", "out.2"),
+    (r"\.conv1\.", ".in_layers.2."),
+    (r"\.conv2\.", ".out_layers.3."),
+    (r"\.time_emb_proj\.", ".emb_layers.1."),
+    (r"\.conv_shortcut\.", ".skip_connection."),
+)
+OPEN_CLIP_NAMES = (  # transformers' to OpenCLIP's
+    ("encoder.layers.", "transformer.resblocks."),
+    ("embeddings.token_embedding.weight", "token_embedding.weight"),
+    ("embeddings.position_embedding.weight", "positional_embedding"),
+    ("final_layer_norm", "ln_final"),
+    ("layer_norm", "ln_"),
+    ("mlp.fc1", "mlp.c_fc"),
+    ("mlp.fc2", "mlp.c_proj"),
+    ("self_attn", "attn"),
+)
 
 State = dict[str, torch.Tensor]
 
@@ -53,11 +81,11 @@ def config(name: str) -> dict[str, Any]:
 
 
 def configs(folder: Path) -> Path:
-    """A folder as `ldznet/hosts/sd1`, at small widths."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """A folder as `ldznet/hosts`, with SD 1.x at small widths."""
+    (folder / "sd1").mkdir(parents=True, exist_ok=True)
     for name in WIDTHS:
-        (folder / f"{name}.json").write_text(json.dumps(config(name)))
-    (folder / MERGES.name).write_bytes(MERGES.read_bytes())
+        (folder / "sd1" / f"{name}.json").write_text(json.dumps(config(name)))
+    (folder / "sd1" / MERGES.name).write_bytes(MERGES.read_bytes())
     return folder
 
 
@@ -94,6 +122,39 @@ def _ldm_vae_weight(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor[:, :, None, None] if "attentions" in name and tensor.ndim == 2 else tensor
 
 
+def ldm_unet_name(name: str, upsampler: int = 2) -> str:
+    """The LDM's name of a diffusers UNet's tensor; `upsampler`: its place in its block, 1 where no attention stands."""
+    if match := re.match(r"up_blocks\.(\d)\.upsamplers\.0(.*)", name):
+        return f"output_blocks.{3 * int(match[1]) + 2}.{upsampler}{match[2]}"
+    if "transformer_blocks" in name:
+        return _renamed(name, UNET_NAMES[:7])
+    return _renamed(re.sub(r"(resnets\.\d)\.norm(\d)", _norm, name), UNET_NAMES)
+
+
+def _norm(match: re.Match[str]) -> str:
+    return f"{match[1]}.{'in_layers' if match[2] == '1' else 'out_layers'}.0"
+
+
+def _renamed(name: str, table: tuple[tuple[str, Any], ...]) -> str:
+    for pattern, replacement in table:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def open_clip_state(state: State) -> State:
+    """A CLIP text encoder of transformers under OpenCLIP's names: queries, keys and values in one tensor."""
+    found: dict[str, Any] = {}
+    for name, tensor in state.items():
+        name = _renamed(name.removeprefix("text_model."), OPEN_CLIP_NAMES)
+        if match := re.match(r"(.*\.attn\.)([qkv])_proj\.(\w+)", name):
+            found.setdefault(f"{match[1]}in_proj_{match[3]}", {})[match[2]] = tensor
+        elif name == "text_projection.weight":
+            found["text_projection"] = tensor.t()
+        else:
+            found[name] = tensor
+    return {n: torch.cat([t[x] for x in "qkv"]) if isinstance(t, dict) else t for n, t in found.items()}
+
+
 def write_file(path: Path, state: State | None = None) -> Path:
     """A single-file checkpoint; a `.ckpt` is pickled as CompVis pickled it."""
     state = ldm_state() if state is None else state
@@ -119,7 +180,7 @@ def pipeline(folder: Path, **kwargs: Any) -> Any:
     parts = host(folder, **kwargs)
     return StableDiffusionPipeline(
         vae=parts._vae,
-        text_encoder=parts._text_encoder,
+        text_encoder=parts._texts.encoders[0],
         tokenizer=transformers_tokenizer(folder),
         unet=parts._unet,
         scheduler=DDIMScheduler(**SCHEDULE),

@@ -56,9 +56,9 @@ def inputs(host: Host, batch: int, height: int, width: int) -> tuple[torch.Tenso
 
 
 def models_of(host: Host) -> dict[str, nn.Module]:
-    """Every module that a host holds, by itself or in a tuple."""
-    parts = dict(vars(host))
-    for name, value in vars(host).items():
+    """Every module that a host holds, by itself, in a tuple or among its texts."""
+    parts = {**vars(host), **(vars(host._texts) if hasattr(host, "_texts") else {})}
+    for name, value in list(parts.items()):
         if isinstance(value, tuple):
             parts |= {f"{name}.{i}": part for i, part in enumerate(value)}
     return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x through diffusers: every way in, what is refused, and that nothing is fetched."""
+"""Stable Diffusion through diffusers: every way in, what is refused, and that nothing is fetched."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from hosts import small
 from ldznet.config import UNetConfig
 from ldznet.errors import CheckpointError, HostError, InputError
 from ldznet.hosts import open_host
+from ldznet.hosts.loading import fill
 from ldznet.models import UNet
 
 diffusers = pytest.importorskip("diffusers")
@@ -56,7 +57,7 @@ def test_the_shipped_unet_is_ours(in_channels: int) -> None:
         theirs = diffusers.UNet2DConditionModel.from_config(config, in_channels=in_channels)
     ldm = {UNET + name: tensor for name, tensor in ours.items()}
     converted = hf_diffusers.convert_ldm_unet_checkpoint(ldm, theirs.config)
-    hf_diffusers._fill(theirs, converted)
+    fill(theirs, converted)
     assert len(converted) == len(ours) == 686
     assert hf_diffusers.tap_specs(theirs) == UNetConfig().tap_specs()
 
@@ -180,34 +181,40 @@ def test_a_pipeline_s_textual_inversion(pipeline: Any) -> None:
     vector = torch.ones(2, 64)  # two vectors: diffusers writes the token as "<mine> <mine>_1"
     pipeline.load_textual_inversion({"<mine>": vector}, token="<mine>")
     host = open_host(pipeline)
-    rows = host._tokenize(["a photo of <mine>", "grass"])
+    rows = host._texts._words.rows(["a photo of <mine>", "grass"])
     assert rows[0][4:6] == [49_408, 49_409]
     assert host.encode_text(["a photo of <mine>"]).shape == (1, 77, 64)
 
 
-# What no head fits
+# What is none of the families
 
-FAMILIES = {
-    "SD 2.x": ({"cross_attention_dim": 1024, "use_linear_projection": True}, r"got 1024 \(SD 2\.x\)"),
-    "SDXL": ({"cross_attention_dim": 2048, "addition_embed_type": "text_time"}, r"got 2048 \(SDXL\)"),
-    "its refiner": ({"cross_attention_dim": 1280}, r"refiner"),
+STRANGERS = {
+    "SDXL's refiner": (
+        {"cross_attention_dim": 1280, "addition_embed_type": "text_time"},
+        r"got 1280 \(SDXL's refiner\)",
+    ),
+    "a width of another": ({"cross_attention_dim": 2048}, r"got 2048 \(SDXL\) in a UNet of SD 1\.x's form"),
     "deep": ({"transformer_layers_per_block": [1, 2, 10]}, "transformer_layers_per_block"),
-    "linear": ({"use_linear_projection": True}, "use_linear_projection True"),
     "shallow": ({"layers_per_block": 1}, "layers_per_block 1"),
     "with an image prompt": ({"encoder_hid_dim_type": "ip_image_proj"}, "encoder_hid_dim_type"),
+    "unCLIP": ({"use_linear_projection": True, "class_embed_type": "projection"}, "class_embed_type projection"),
     "no text": ({"_class_name": "UNet2DModel"}, "got a UNet2DModel"),
     "InstructPix2Pix": ({"in_channels": 8}, "8 input channels"),
+    "its SDXL": (
+        {"in_channels": 8, "use_linear_projection": True, "addition_embed_type": "text_time"},
+        "8 input channels, where SDXL",
+    ),
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_other_families_are_refused_before_their_weights_are_read(tmp_path: Path, family: str) -> None:
-    facts, message = FAMILIES[family]
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_strangers_are_refused_before_their_weights_are_read(tmp_path: Path, stranger: str) -> None:
+    facts, message = STRANGERS[stranger]
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "config.json").write_text(json.dumps({**small.config("unet"), **facts}))
     with pytest.raises(HostError, match=message) as caught:
         open_host(tmp_path)
-    assert "Expected an SD 1.x UNet (context width 768)" in str(caught.value)
+    assert "Expected an SD 1.x (context width 768), SD 2.x (1024) or SDXL (2048) UNet" in str(caught.value)
 
 
 def test_a_folder_without_a_unet(tmp_path: Path) -> None:
@@ -216,18 +223,15 @@ def test_a_folder_without_a_unet(tmp_path: Path) -> None:
         open_host(tmp_path)
 
 
-def test_single_files_of_other_families(tmp_path: Path, state: small.State) -> None:
-    wide = {**state, CONTEXT_KEY: torch.zeros(32, 2048), f"{UNET}label_emb.0.0.weight": torch.zeros(1)}
-    with pytest.raises(HostError, match=r"got 2048 \(SDXL\)"):
-        open_host(small.write_file(tmp_path / "xl.safetensors", wide))
-    linear = {n: t[..., 0, 0] if n.endswith("proj_in.weight") else t for n, t in state.items()}
-    with pytest.raises(HostError, match="use_linear_projection"):
-        open_host(small.write_file(tmp_path / "two.safetensors", linear))
+def test_single_files_of_strangers(tmp_path: Path, state: small.State) -> None:
+    refiner = {**state, CONTEXT_KEY: torch.zeros(32, 1280), f"{UNET}label_emb.0.0.weight": torch.zeros(1)}
+    with pytest.raises(HostError, match=r"got 1280 \(SDXL's refiner\)"):
+        open_host(small.write_file(tmp_path / "refiner.safetensors", refiner))
     with pytest.raises(HostError, match="v_prediction"):
         open_host(small.write_file(tmp_path / "v.safetensors", {**state, "v_pred": torch.zeros(0)}))
 
 
-def test_pipelines_of_other_families(pipeline: Any) -> None:
+def test_pipelines_of_strangers(pipeline: Any) -> None:
     with pytest.raises(HostError, match="a Transformers, which has no UNet"):
         open_host(type("Transformers", (), {"transformer": None, "vae": None})())
     unet, pipeline.unet = pipeline.unet, pipeline.vae

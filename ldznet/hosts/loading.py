@@ -1,0 +1,87 @@
+"""What opening a diffusers model takes beside diffusers: configurations read, weights put into modules, all checked.
+
+Classes of diffusers and transformers come as arguments, so it imports neither; `hf_diffusers` alone imports it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+
+
+def placed(device: torch.device | str | None, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
+    """Where and as what weights go: None is the CPU, and float32 there, float16 elsewhere."""
+    device = torch.device("cpu" if device is None else device)
+    return device, dtype or (torch.float32 if device.type == "cpu" else torch.float16)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A configuration. Raises CheckpointError for one that is missing or broken."""
+    if not path.is_file():
+        raise CheckpointError(f"Expected a diffusers folder with {path.parent.name}/{path.name}, found none in {path}.")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"Expected JSON in {path}, got: {error}.") from error
+
+
+def pretrained(kind: Any, folder: Path) -> Any:
+    """A whole `kind` from its folder; half-precision weights are taken where there are no others."""
+    files = list(folder.glob("*.safetensors")) + list(folder.glob("*.bin"))
+    variant = None if any("." not in file.stem for file in files) else "fp16"
+    try:
+        model, report = kind.from_pretrained(folder, variant=variant, local_files_only=True, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"Expected the weights of a {kind.__name__} in {folder}, got: {error}") from error
+    if report["missing_keys"]:
+        raise CheckpointError(
+            f"Expected a whole {kind.__name__} in {folder}, {listed(report['missing_keys'])} missing."
+        )
+    return model
+
+
+def ready(module: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """`module` in its place for inference."""
+    nn.Module.to(module, device, dtype)  # diffusers' own `to` warns of any dtype
+    return module.eval().requires_grad_(False)
+
+
+def fill(module: Any, state: Mapping[str, Tensor]) -> None:
+    """Makes the tensors of `state` those of a module on the meta device, if names and shapes are exactly its own."""
+    expected = module.state_dict()
+    wrong = [f"{name} missing" for name in expected if name not in state]
+    wrong += [f"{name} unexpected" for name in state if name not in expected]
+    for name in expected.keys() & state.keys():
+        if state[name].shape != expected[name].shape:
+            wrong.append(f"{name} {tuple(state[name].shape)} for {tuple(expected[name].shape)}")
+    if wrong:
+        raise CheckpointError(
+            f"Expected the published weights of a {type(module).__name__}, got {listed(wrong)}. "
+            "Take the model's diffusers folder, which says what it is."
+        )
+    module.load_state_dict(state, assign=True)
+
+
+def fill_text_encoder(model: Any, state: Mapping[str, Tensor]) -> None:
+    """As `fill`, from the names that transformers gave before and after 5.6, which took "text_model." away."""
+    known = model.state_dict()
+    fill(model, {name if name in known else _prefixed(model, name): tensor for name, tensor in state.items()})
+    embeddings = getattr(model, "text_model", model).embeddings
+    embeddings.position_ids = torch.arange(embeddings.position_ids.shape[-1])[None]  # in no file; was on meta
+
+
+def _prefixed(model: Any, name: str) -> str:
+    return f"text_model.{name}" if hasattr(model, "text_model") else name
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first few of `names`, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(sorted(names)[:most]) + more
