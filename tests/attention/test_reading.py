@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 from attention import unets
+from einops import rearrange
 from torch import Tensor, nn
 
+from ldznet.attention import reading
 from ldznet.attention.config import CONFIGS, blocks_at
 from ldznet.attention.reading import probabilities, reading_attention
 from ldznet.contracts import TapSpec
@@ -57,8 +59,8 @@ def read(unet: Any, given: dict[str, Any], cross: list[str], selves: list[str], 
     return attention
 
 
-@pytest.mark.parametrize("architecture", unets.ARCHITECTURES)
-def test_maps_are_those_of_the_explicit_processor(architecture: str) -> None:
+def require_those_of_the_explicit_processor(architecture: str) -> None:
+    """The golden test: every block's maps, of both kinds, are diffusers' own."""
     unet, given = unets.unet(architecture), unets.inputs(architecture, batch=2)
     expected = explicit(unet, given)
     transformers = spatial_transformers(unet)
@@ -74,6 +76,50 @@ def test_maps_are_those_of_the_explicit_processor(architecture: str) -> None:
         torch.testing.assert_close(attention.selves[block], itself, atol=1e-6, rtol=1e-4)
         stride = tap_specs(unet)[block].stride
         assert attention.cross[block].shape == (2, 77, 16 // stride, 24 // stride)
+
+
+@pytest.mark.parametrize("architecture", unets.ARCHITECTURES)
+def test_maps_are_those_of_the_explicit_processor(architecture: str) -> None:
+    require_those_of_the_explicit_processor(architecture)
+
+
+def _wrong(heads_first: bool = False, scaled: bool = True, over_pixels: bool = False, mean_first: bool = False) -> Any:
+    """`reading.probabilities` with one mistake."""
+
+    def probabilities(query: Tensor, key: Tensor, heads: int) -> Tensor:
+        pattern = "b n (c heads) -> b heads n c" if heads_first else "b n (heads c) -> b heads n c"
+        q, k = (rearrange(x, pattern, heads=heads) for x in (query, key))
+        scores = q @ k.transpose(2, 3) * (q.shape[3] ** -0.5 if scaled else 1)
+        if mean_first:
+            return scores.mean(dim=1).softmax(dim=-1)
+        return scores.softmax(dim=2 if over_pixels else 3).mean(dim=1)
+
+    return probabilities
+
+
+WRONG = {
+    "heads cut the other way": _wrong(heads_first=True),
+    "no scale": _wrong(scaled=False),
+    "softmax over pixels": _wrong(over_pixels=True),
+    "mean over heads before the softmax": _wrong(mean_first=True),
+    "one head": lambda query, key, heads: probabilities(query, key, 1),
+    "keys for queries": lambda query, key, heads: probabilities(key, query, heads).transpose(1, 2),
+}
+
+
+@pytest.mark.parametrize("architecture", unets.ARCHITECTURES)
+@pytest.mark.parametrize("mistake", WRONG)
+def test_the_golden_test_has_teeth(monkeypatch: pytest.MonkeyPatch, architecture: str, mistake: str) -> None:
+    monkeypatch.setattr(reading, "probabilities", WRONG[mistake])
+    with pytest.raises(AssertionError):
+        require_those_of_the_explicit_processor(architecture)
+
+
+def test_it_tells_the_last_layer_from_the_mean_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading._Mean, "add", lambda self, block, layer, maps: maps)
+    require_those_of_the_explicit_processor("sd1")  # one layer a block
+    with pytest.raises(AssertionError):
+        require_those_of_the_explicit_processor("sdxl")
 
 
 @pytest.mark.parametrize("architecture", unets.ARCHITECTURES)
