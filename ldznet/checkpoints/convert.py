@@ -8,13 +8,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .. import __version__
 from ..config import HeadConfig
 from ..errors import CheckpointError, InputError
 from .files import TensorFile, nbytes, open_safetensors, sniff, stream_tensors
@@ -77,7 +77,7 @@ def convert(
         tick = _counter(progress, source.stat().st_size + size)
         digest = _sha256(source, tick)
         metadata = {key: file.metadata.get(key, text) for key, text in PUBLISHED.items()}
-        metadata |= {"source": source.name, "source_sha256": digest, "converted_by": f"ldznet {_version()}"}
+        metadata |= {"source": source.name, "source_sha256": digest, "converted_by": f"ldznet {__version__}"}
         metadata |= own_metadata(config)
         stream_tensors(target, layout, _reader(file, found, dtype), metadata, tick)
     parameters = sum(torch.Size(info.shape).numel() for info in layout.values())
@@ -129,7 +129,3 @@ def _reader(file: TensorFile, found: Match, dtype: torch.dtype) -> Callable[[str
         return tensor
 
     return read
-
-
-def _version() -> str:
-    return str(getattr(import_module("..", __package__), "__version__", "of unknown version"))

@@ -101,8 +101,8 @@ def open_safetensors(path: Path) -> Iterator[TensorFile]:
     """
     if sniff(path) != "safetensors":
         raise CheckpointError(
-            f"Expected a .safetensors file, got {path.name}, which seems to be a .ckpt, .pt or .zip archive. "
-            f"Convert it first: `ldznet convert {path.name} head.safetensors` or `python install.py convert {path.name}`."
+            f"Expected a .safetensors file, got {path.name}, which seems to be a .ckpt or .zip archive. Convert it "
+            f"first: `ldznet convert {path.name} head.safetensors`, or `python install.py convert {path.name}`."
         )
     try:
         handle = safe_open(path, framework="pt")

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 def call(*arguments: object, cwd: Path, pack: Path = ROOT) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-I", str(pack / "install.py"), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture(scope="module")
