@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import NoReturn
 
@@ -10,6 +11,7 @@ from typing import NoReturn
 def main() -> None:
     """Runs `ldznet …`; wrong input ends with one clear line and exit code 2."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of diffusers and transformers: a command shows its own
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # half-written files are removed
     try:
         from .app import app
     except ImportError as error:

@@ -82,6 +82,29 @@ def test_wrong_input_exits_2_with_one_clear_line(
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["taken"]
 
 
+ENDED = """
+import os, signal
+from pathlib import Path
+import ldznet.cli.app
+from ldznet.writing import replacing
+
+def work():
+    with replacing(Path("head.safetensors")) as file:
+        file.write(b"half")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+ldznet.cli.app.app = work
+ldznet.cli.main()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there a process is ended without a word")
+def test_a_command_that_is_ended_leaves_no_half_of_a_file(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", ENDED], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (143, "")
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("command", ["demo", "segment", "generate", "convert", "info", "train", "evaluate"])
 def test_help_shows_an_example(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
