@@ -32,7 +32,7 @@ from .engine import channels_last
 
 CAPTION_DROP = 0.1
 MIN_SNR_GAMMA = 5.0
-PERCEPTUAL_WEIGHT, NAMING_WEIGHT = 5.0, 0.5
+PERCEPTUAL_WEIGHT, NAMING_WEIGHT = 5.0, 0.3
 UNNAMED = -1  # the category of an image whose caption names several or none
 # Below these timesteps latents of 16 x 16 show which thing they hold, above them hardly anything: half of all batches.
 DECISIVE = (350, 850)
@@ -67,7 +67,8 @@ class Denoising(nn.Module):
             a = alphas[:, None, None, None]
             implied = (noisy - (1 - a).sqrt() * eps) / a.sqrt()
             seen = (alphas * perceptual_distance(judge, implied, latents)).mean()
-            named = F.cross_entropy(judge(implied)[0], categories, ignore_index=UNNAMED, reduction="sum") / len(eps)
+            naming = F.cross_entropy(judge(implied)[0], categories, ignore_index=UNNAMED, reduction="none")
+            named = (alphas.sqrt() * naming).mean()
             loss = loss + PERCEPTUAL_WEIGHT * seen + NAMING_WEIGHT * named
             figures |= {"seen": seen.detach(), "named": named.detach()}
         return loss, figures

@@ -88,8 +88,8 @@ def test_the_judge_must_name_the_captioned_category() -> None:
     noise, latents = torch.randn(2, 4, 16, 16), torch.randn(2, 4, 16, 16)
     t, ids = torch.tensor([100, 700]), torch.zeros(2)
     model = Denoising(Fixed(noise * 0.9), nn.Identity(), judge)
-    implied, _ = _implied(latents, noise, t, noise * 0.9)
-    wrong = F.cross_entropy(judge(implied)[0][1:], torch.tensor([3]))
+    implied, a = _implied(latents, noise, t, noise * 0.9)
+    wrong = F.cross_entropy(judge(implied)[0][1:], torch.tensor([3])) * a[1].sqrt()
     loss, figures = model(latents, noise, t, ids, torch.tensor([UNNAMED, 3]))
     assert figures["named"].item() == pytest.approx(wrong.item() / 2, rel=1e-4)
     unnamed = model(latents, noise, t, ids, NONE)[0]
