@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from ..images import to_pictures, to_pixels
@@ -16,7 +17,8 @@ from .sheet import overlay, save_png
 def write_masks(picture: Image.Image, result: Segmentation, threshold: float, out: Path) -> Iterator[str]:
     """Writes NN_phrase.png (white where the phrase is) for each phrase and overlay.png; yields a line for each file."""
     out.mkdir(parents=True, exist_ok=True)
-    masks = result.masks(threshold)[0].cpu().numpy()
+    parts = [result.select([i]).masks(threshold)[0] for i in range(len(result.phrases))]  # bytes, where all take floats
+    masks = torch.cat(parts).cpu().numpy()
     for i, phrase in enumerate(result.phrases):
         path = out / f"{i:02d}_{_file_name(phrase)}.png"
         save_png(Image.fromarray(masks[i].astype(np.uint8) * 255), path)

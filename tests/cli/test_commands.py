@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
-from ldznet import tinyworld
+from ldznet import Segmentation, segmentation, tinyworld
 from ldznet.cli import main
+from ldznet.cli.segment import write_masks
 
 
 def ldznet(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -35,6 +37,17 @@ def test_segment_writes_a_mask_per_phrase(tmp_path: Path) -> None:
     assert names == ["00_grass.png", "01_a_red_star___sky.png", "overlay.png"]
     with Image.open(tmp_path / "out" / "00_grass.png") as mask:
         assert mask.size == (101, 77)
+
+
+def test_masks_that_are_too_many_at_once_are_written_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(segmentation, "MOST_BYTES", 4 * 16 * 16)
+    logits = torch.stack([torch.full((8, 8), 5.0), torch.full((8, 8), -5.0)])[None]
+    result = Segmentation(logits, ("all", "nothing"), (16, 16), torch.ones(1, 2))
+    lines = list(write_masks(Image.new("RGB", (16, 16)), result, 0.5, tmp_path))
+    assert ["100.0% of" in lines[0], "0.0% of" in lines[1]] == [True, True]
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def ended(arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, folder: Path) -> int:
