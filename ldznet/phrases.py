@@ -24,7 +24,7 @@ class Phrase(NamedTuple):
             raise InputError(f"Expected a phrase as a string, got {type(text).__name__}. Write what you want to find.")
         wanted, *unwanted = (part.strip() for part in text.split(MINUS))
         if not wanted or not all(unwanted):
-            raise InputError(f'Expected a phrase such as "the dog" or "the dog - the collar", got "{text}".')
+            raise InputError(f'Expected a phrase such as "the dog" or "the dog - the collar", got "{text.strip()}".')
         return cls(wanted, tuple(unwanted))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..ldznet.errors import InputError
 from ..ldznet.phrases import Phrase
+from ._boundary import socket
 
 ARROW = "=>"
 
@@ -21,7 +22,8 @@ def read_phrases(text: str) -> list[str]:
     """Phrases, one a line; raises InputError for "a - " and the like."""
     lines = read_lines(text)
     for line in lines:
-        Phrase.parse(f" {line} ")  # spaces stand at the ends of lines unseen: "a star -" lacks a part
+        with socket("text"):
+            Phrase.parse(f" {line} ")  # spaces stand at the ends of lines unseen: "a star -" lacks a part
     return lines
 
 

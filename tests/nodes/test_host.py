@@ -209,7 +209,7 @@ WIRING = {
     "NaN": ({"latent": ["nan", 0]}, r"Expected finite numbers.*socket: latent"),
     "batch": ({"image": ["three", 0]}, r"Expected one image or as many as latents \(1\), got 3.*socket: image"),
     "no text": ({"text": "\n# nothing\n"}, r"Expected at least one line, got none.*socket: text"),
-    "half a phrase": ({"text": "a star - "}, r"Expected a phrase such as"),
+    "half a phrase": ({"text": "a star - "}, r'Expected a phrase such as .*, got "a star -"\. \(socket: text\)'),
     "long text": ({"text": "red " * 80}, r"Expected at most 75 tokens, got 80.*socket: text"),
 }
 
