@@ -73,6 +73,17 @@ def test_lines(phrases: Any) -> None:
         phrases.read_regions("a star")
 
 
+@pytest.mark.parametrize("refine", ["guided filter", "PAMR"])
+def test_edges_are_refined_where_there_is_an_image(nodes: ModuleType, refine: str) -> None:
+    mask = importlib.import_module(f"{nodes.__name__}.mask")
+    soft = torch.rand(2, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert mask.refined(soft, None, refine) is soft
+    assert mask.refined(soft, torch.rand(1, 16, 16, 3), "none") is soft
+    assert not torch.equal(mask.refined(soft, torch.rand(1, 16, 16, 3), refine), soft)
+    with pytest.raises(ValueError, match=r"as large as the mask.*socket: image"):
+        mask.refined(soft, torch.rand(1, 32, 32, 3), refine)
+
+
 def test_legends_of_a_batch_fit_one_page(boundary: Any, nodes: ModuleType) -> None:
     """Lines that say more are wrapped to more of them; no page is cut off."""
     preview = importlib.import_module(f"{nodes.__name__}.preview")

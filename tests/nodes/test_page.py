@@ -19,6 +19,7 @@ pytestmark = pytest.mark.host
 ALL = sorted((host.ROOT / "workflows").glob("*.json"))
 WORKFLOWS = [path for path in ALL if "LDZNetTinyWorld" in path.read_text(encoding="utf-8")]  # others need a checkpoint
 PROMPTS, HELP = host.ROOT / "tests" / "data" / "prompts", sorted((host.ROOT / "web" / "docs").glob("*.md"))
+EARLIER = sorted((host.ROOT / "tests" / "data" / "workflows").glob("*/*.json"))  # by the commit they come from
 SHOWING = {"LDZNetPreview", "PreviewImage", "MaskPreview"}
 
 
@@ -63,6 +64,19 @@ def test_the_page_opens_and_queues_what_the_file_says(page: browser.Page, server
         assert output in infos[types[source]]["output_name"]
         assert any(socket in part for part in infos[types[target]]["input"].values()), (types[target], socket)
     assert page.prompt() == written(path)
+
+
+@pytest.mark.parametrize("path", EARLIER, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_workflows_of_earlier_commits_open_as_they_were(page: browser.Page, path: Path) -> None:
+    """With every link, and every stored value where it was; widgets that came later have their defaults."""
+    stored = browser.read(path)
+    page.open(stored, path.stem)
+    assert page.missing() == []
+    opened = page.workflow()
+    assert browser.links_of(opened) == browser.links_of(stored)
+    for number, (kind, values) in browser.nodes_of(stored).items():
+        assert browser.nodes_of(opened)[number][0] == kind
+        assert browser.nodes_of(opened)[number][1][: len(values)] == values
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
