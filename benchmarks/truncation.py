@@ -3,9 +3,8 @@
     python benchmarks/truncation.py --pairs 9 --size 384 --json truncation.json
 
 Random weights: time does not depend on them. Each pair runs both passes, in an order that alternates, so that a machine
-that slows down or speeds up does so for both. The target is a median ratio of 0.60. Multiply-adds are at 0.517
-(tests/test_taps.py); the rest is memory: the part that runs holds most of the weights, in its lowest levels, which a
-pass over few pixels reads more than it computes with. More phrases at once, and smaller types, come nearer to 0.517.
+that slows down or speeds up does so for both. The target is a median ratio of 0.60, beside multiply-adds of 0.517
+(tests/test_taps.py). docs/cost.md has the figures, and why one phrase in float32 stays above the target on a CPU.
 """
 
 from __future__ import annotations
