@@ -34,8 +34,8 @@ STAGES: dict[str, TrainConfig] = {  # in the order in which `ldznet train all` r
     "vae": TrainConfig(2600, 16, 1.5e-3, warmup=100, weight_decay=0.0, ema=0.998, precision="bf16", compile=True),
     "classifier": TrainConfig(2_500, 32, 2e-3, ema=0.998),
     "probe": TrainConfig(4_500, 32, 2e-3, ema=0.998),
-    "ldm": TrainConfig(13_000, 16, 1e-3, ema=0.999),
-    "ldznet": TrainConfig(7_500, 16, 1e-3, ema=0.998),
+    "ldm": TrainConfig(25_000, 16, 1e-3, ema=0.999),
+    "ldznet": TrainConfig(12_500, 16, 1e-3, ema=0.998),
     "znet": TrainConfig(1_500, 16, 5e-4, ema=0.998),
 }
 
