@@ -18,6 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).absolute().parent  # not resolved: the pack may be a link inside custom_nodes
 HEAD_NAME = "LDZNet_txt2mask.safetensors"
 NEEDED = {"torch": "torch", "safetensors": "safetensors", "numpy": "numpy", "PIL": "pillow", "einops": "einops"}
+READY = 'ready. With the head "attention (no download)" it works with the SD 1.x, 2.x and SDXL checkpoints you have.'
 DTYPES = ("float16", "bfloat16", "float32")
 
 
@@ -40,10 +41,10 @@ def missing_line() -> str:
 
 def check() -> int:
     """Says what is missing and what comes next. Always 0: a pack whose weights are not there yet is installed."""
-    print(f"LDZNet: {missing_line() or 'ready. The embedded tiny head needs no download.'}")
+    print(f"LDZNet: {missing_line() or READY}")
     folder = model_folder()
     if folder and not any(folder.glob("*.safetensors")):
-        print(f"LDZNet: for the published head, download LDZNet_txt2mask.ckpt (see {ROOT / 'docs' / 'checkpoints.md'})")
+        print(f"LDZNet: for sharper masks on SD 1.x, get LDZNet_txt2mask.ckpt (see {ROOT / 'docs' / 'checkpoints.md'})")
         print(f'and run: "{sys.executable}" "{ROOT / "install.py"}" convert LDZNet_txt2mask.ckpt --dtype float16')
         print(f"It becomes {folder / HEAD_NAME}.")
     return 0

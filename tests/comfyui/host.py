@@ -73,7 +73,7 @@ class Server:
 
     def get(self, path: str) -> Any:
         """JSON of a GET."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=60) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=RUN_SECONDS) as answer:
             return json.load(answer)
 
     def post(self, path: str, body: Any) -> Any:
@@ -83,7 +83,7 @@ class Server:
             f"http://127.0.0.1:{self.port}{path}", data, {"Content-Type": "application/json"}
         )
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=RUN_SECONDS) as answer:
                 text = answer.read()
         except urllib.error.HTTPError as error:
             text = error.read()
@@ -113,7 +113,7 @@ class Server:
     def picture(self, image: dict[str, str]) -> bytes:
         """The file of an output image."""
         query = urllib.parse.urlencode(image)
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/view?{query}", timeout=60) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/view?{query}", timeout=RUN_SECONDS) as answer:
             return answer.read()
 
     def _wait(self) -> None:
