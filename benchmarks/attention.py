@@ -1,11 +1,11 @@
 """The training-free head on the tiny world: ablations, presence, and itself beside trained heads. Mechanism only.
 
-    python benchmarks/attention.py ablate --scenes 60
+    python benchmarks/attention.py ablate --scenes 60 --test T3
     python benchmarks/attention.py presence --scenes 150
     python benchmarks/attention.py compare --scenes 150 --json attention.json
 
-Constants are chosen and scores calibrated on photo scenes from 500,000 on; `compare`, and the last line of `presence`,
-take scenes from 0 on. No training saw either.
+Constants are chosen and scores calibrated on photo scenes from 500,000 on; `compare`, and the figures of `presence`,
+take scenes from 0 on. No training saw either. `presence` prints what `Presence` in ldznet/attention/config.py takes.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from ldznet import Predictor, load_head
-from ldznet.attention import CONFIGS, AttentionConfig, AttentionHead, Presence
-from ldznet.attention.denoising import gains
+from ldznet import Predictor, load_head, masks
+from ldznet.attention import CONFIGS, AttentionHead, Presence
+from ldznet.attention.denoising import least_gain, text_errors, without_each_word
 from ldznet.attention.head import Found, read_prompt
-from ldznet.attention.presence import GAIN, MEASURES, agreement
-from ldznet.attention.prompts import prompts_of
+from ldznet.attention.presence import MEASURES, agreement
+from ldznet.attention.prompts import Prompt, prompts_of
 from ldznet.data import TinyWorldDataset
 from ldznet.data.items import Item
 from ldznet.evaluate.benchmark import (
@@ -75,12 +75,20 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("what", choices=("ablate", "presence", "compare"))
     parser.add_argument("--scenes", type=int, default=100, help="of each kind (default: 100)")
     parser.add_argument("--weights", type=Path, default=world.WEIGHTS, help="folder of the tiny world's models")
+    parser.add_argument("--test", choices=TESTS, default="T0", help="of ablate: photo scenes, or the other renderings")
     parser.add_argument("--only", default="", help="variants whose name contains this")
     parser.add_argument("--json", type=Path, help="write the figures here")
     given = parser.parse_args()
     if given.scenes < 1:
         parser.error(f"expected at least one scene, got {given.scenes}")
     return given
+
+
+TESTS = {"T0": ("photo",), "T3": ("cartoon", "lines", "painting", "mosaic")}
+REFINED: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "guided filter": masks.guided_filter,
+    "PAMR": masks.pamr,
+}
 
 
 class Kept:
@@ -120,6 +128,25 @@ def alone(predictor: Predictor) -> Segment:
     return segment
 
 
+def refined(segment: Segment, refine: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Segment:
+    """The same with edges from the picture."""
+
+    def refining(item: Item, phrases: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        soft, scores = segment(item, phrases)
+        guide = torch.from_numpy(item.image).permute(2, 0, 1)[None].float() / 255
+        return refine(torch.from_numpy(soft), guide.expand(len(soft), -1, -1, -1)).numpy(), scores
+
+    return refining
+
+
+def drawn(test: str, count: int, start: int, one_each: bool = False) -> Kept:
+    """About `count` scenes of a test, as many of each of its domains."""
+    each = max(1, count // len(TESTS[test]))
+    parts = [Kept(TinyWorldDataset(each, start=start, domain=domain), one_each) for domain in TESTS[test]]
+    parts[0].items = [item for part in parts for item in part.items]
+    return parts[0]
+
+
 def summary(outcome: Outcome) -> dict[str, float]:
     """mIoU of things at 0.5 and at the best threshold, that of stuff, AP of all, and presence where it was asked."""
     things, stuff, every = (figures(outcome, rows) for rows in (outcome.things, ~outcome.things, outcome.things | True))
@@ -137,81 +164,152 @@ def summary(outcome: Outcome) -> dict[str, float]:
     return found
 
 
-def ablate(host: TinyHost, count: int, only: str) -> Iterator[tuple[str, dict[str, float]]]:
-    """One constant changed at a time; all phrases of a picture in one pass, and once each in a pass of its own."""
-    items = Kept(TinyWorldDataset(count, start=CHOOSE, domain="photo"), one_each=True)
-    for name, change in VARIANTS.items():
+def ablate(host: TinyHost, count: int, test: str, only: str) -> Iterator[tuple[str, dict[str, float]]]:
+    """One thing changed at a time; all phrases of a picture in one pass, and once each in a pass of its own."""
+    items = drawn(test, count, CHOOSE, one_each=True)
+    plain = Predictor(host, AttentionHead(TINY))
+    ways: dict[str, Callable[[], Segment]] = {
+        name: lambda change=change: segment_with(Predictor(host, AttentionHead(dataclasses.replace(TINY, **change))))
+        for name, change in VARIANTS.items()
+    }
+    ways |= {name: lambda refine=refine: refined(segment_with(plain), refine) for name, refine in REFINED.items()}
+    ways["each phrase in a pass of its own"] = lambda: alone(plain)
+    for name, way in ways.items():
         if only in name:
-            predictor = Predictor(host, AttentionHead(dataclasses.replace(TINY, **change)))
-            together = summary(run(segment_with(predictor), items))
-            by_one = {} if name != "as it is" else summary(run(alone(predictor), items))
-            yield name, {**together, **({"alone, all 0.5": by_one["all 0.5"]} if by_one else {})}
+            yield name, summary(run(way(), items))
 
 
-def measures(host: TinyHost, latents: torch.Tensor, config: AttentionConfig, phrase: str) -> dict[str, float]:
-    """Every measure of presence that attention alone gives, of one phrase in a pass of its own."""
-    (prompt,) = prompts_of([phrase], config, host.tokenize)
+class Asked(NamedTuple):
+    """Phrases of many scenes, a row each: `measures` by name, whether it is there, its kind, and its scene."""
 
-    def found(seed: int, timestep: int) -> Found:
+    measures: dict[str, np.ndarray]
+    there: np.ndarray
+    kinds: np.ndarray
+    scenes: np.ndarray
+
+
+def read_together(host: TinyHost, latents: torch.Tensor, phrases: Sequence[str]) -> dict[str, dict[str, float]]:
+    """What attention says of each phrase, all asked in the same prompts; and their maps, under "map"."""
+    found: dict[str, dict[str, Any]] = {}
+    blank = torch.zeros_like(latents)
+
+    def passed(clean: torch.Tensor, seed: int, timestep: int, prompt: Prompt) -> Found:
         steps = torch.tensor([timestep])
-        noisy = host.add_noise(latents, seeded_noise(tuple(latents.shape), seed), steps)
-        return read_prompt(host, noisy, steps, prompt, config)
+        noisy = host.add_noise(clean, seeded_noise(tuple(latents.shape), seed), steps)
+        return read_prompt(host, noisy, steps, prompt, TINY)
 
-    first = found(0, config.timestep)
-    values = {name: float(measure(first.evidence)) for name, measure in MEASURES.items()}
-    shares = first.evidence.filled
-    values["agreement of noises"] = float(agreement([shares, found(1, config.timestep).evidence.filled]))
-    values["agreement of timesteps"] = float(agreement([shares, found(0, OTHER_T).evidence.filled]))
-    return values
-
-
-def tabulate(host: TinyHost, items: Kept) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """Measures by name, whether each phrase is there, and its kind: "noun", "stuff", or "coloured"."""
-    rows, there, kinds = [], [], []
-    for item in items.items:
-        pixels = torch.from_numpy(item.image).permute(2, 0, 1)[None].float() / 127.5 - 1
-        latents, phrases = host.encode_image(pixels), (*item.phrases, *item.absent)
-        gained = gains(host, latents, TINY.opening, phrases, Presence().timesteps, 0)[0].tolist()
-        for phrase, gain in zip(phrases, gained, strict=True):
-            rows.append({GAIN: gain, **measures(host, latents, TINY, phrase)})
-            there.append(phrase in item.phrases)
-            kinds.append("coloured" if is_near_miss(phrase) else "stuff" if phrase in STUFF else "noun")
-    return {name: np.array([row[name] for row in rows]) for name in rows[0]}, np.array(there), np.array(kinds)
-
-
-def by_kind(values: np.ndarray, there: np.ndarray, kinds: np.ndarray) -> dict[str, float]:
-    """AUROC over all phrases, and among those of one kind (the absent coloured ones are near misses)."""
-    found = {"all": auroc(values[there], values[~there])}
-    for kind in ("noun", "stuff", "coloured"):
-        of_kind = kinds == kind
-        found[kind] = auroc(values[there & of_kind], values[~there & of_kind])
+    for prompt in prompts_of(phrases, TINY, host.tokenize):
+        first = passed(latents, 0, TINY.timestep, prompt)
+        noise, later = passed(latents, 1, TINY.timestep, prompt), passed(latents, 0, OTHER_T, prompt)
+        of_nothing = passed(blank, 0, OTHER_T, prompt)
+        columns = {name: measure(first.evidence) for name, measure in MEASURES.items()}
+        columns["agreement of noises"] = agreement([first.evidence.filled, noise.evidence.filled])
+        columns["agreement of timesteps"] = agreement([first.evidence.filled, later.evidence.filled])
+        columns["attention above that to pure noise"] = MEASURES["attention_mean"](later.evidence) - MEASURES[
+            "attention_mean"
+        ](of_nothing.evidence)
+        for i, phrase in enumerate(prompt.phrases):
+            found[phrase] = {name: float(column[0, i]) for name, column in columns.items()}
+            found[phrase]["map"] = first.maps[:, i]
     return found
 
 
-def logistic(values: np.ndarray, there: np.ndarray) -> tuple[float, float]:
-    """Middle and slope of sigmoid(slope * (x - middle)), both kinds weighing the same (Newton's method)."""
-    centre, spread = values.mean(), values.std() + 1e-12
-    x = np.stack([(values - centre) / spread, np.ones_like(values)], axis=1)
+def measures(host: TinyHost, latents: torch.Tensor, phrases: Sequence[str]) -> list[dict[str, float]]:
+    """Every measure of presence of some phrases of one picture."""
+    read = read_together(host, latents, phrases)
+    errors, rows = text_errors(host, latents, TINY.opening, phrases, Presence().timesteps, 0, all_rivals)
+    for phrase, (own, (opening, *others)) in zip(phrases, rows, strict=True):
+        for name, rivals in {"gain": [opening], "weakest": others}.items():
+            read[phrase][name] = float(least_gain(errors, own, rivals))
+            read[phrase][f"{name}, in its own map"] = float(least_gain(errors, own, rivals, read[phrase]["map"]))
+    return [{name: value for name, value in read[phrase].items() if name != "map"} for phrase in phrases]
+
+
+def all_rivals(opening: str, phrase: str) -> list[str]:
+    """Those of both of the denoising measures, for the price of one."""
+    return [opening, *without_each_word(opening, phrase)]
+
+
+def tabulate(host: TinyHost, items: Kept) -> Asked:
+    """Present and absent phrases in the same prompts, shuffled: attention depends on a word's place in its prompt."""
+    rows, there, kinds, scenes = [], [], [], []
+    for number, item in enumerate(items.items):
+        pixels = torch.from_numpy(item.image).permute(2, 0, 1)[None].float() / 127.5 - 1
+        phrases = [str(p) for p in np.random.default_rng(number).permutation([*item.phrases, *item.absent])]
+        rows += measures(host, host.encode_image(pixels), phrases)
+        there += [phrase in item.phrases for phrase in phrases]
+        kinds += ["coloured" if is_near_miss(p) else "stuff" if p in STUFF else "noun" for p in phrases]
+        scenes += [number] * len(phrases)
+    columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    return Asked(columns, np.array(there), np.array(kinds), np.array(scenes))
+
+
+def by_kind(values: np.ndarray, asked: Asked) -> dict[str, float]:
+    """AUROC over all phrases with its 95 % interval over scenes, and among those of one kind: the absent coloured
+    phrases are near misses, a present category in an absent colour or the reverse."""
+    low, high = spread(values, asked)
+    found = {"AUROC": auroc(values[asked.there], values[~asked.there]), "from": low, "to": high}
+    for kind in ("noun", "stuff", "coloured"):
+        of_kind = asked.kinds == kind
+        found[kind] = auroc(values[asked.there & of_kind], values[~asked.there & of_kind])
+    return found
+
+
+def spread(values: np.ndarray, asked: Asked, draws: int = 500) -> tuple[float, float]:
+    """The 95 % interval of an AUROC, whole scenes drawn anew."""
+    rows = [np.flatnonzero(asked.scenes == scene) for scene in np.unique(asked.scenes)]
+    rng, found = np.random.default_rng(0), []
+    for _ in range(draws):
+        drawn = np.concatenate([rows[i] for i in rng.integers(len(rows), size=len(rows))])
+        there, some = asked.there[drawn], values[drawn]
+        found.append(auroc(some[there], some[~there]))
+    low, high = np.quantile(found, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def logistic(values: np.ndarray, there: np.ndarray) -> np.ndarray:
+    """Weights of a logistic regression of n k measures, the last of a constant, both kinds weighing the same (Newton's
+    method, a little ridge)."""
+    x = np.concatenate([values, np.ones((len(values), 1))], axis=1)
     weight = np.where(there, 0.5 / there.mean(), 0.5 / (1 - there.mean()))
-    beta = np.zeros(2)
+    beta = np.zeros(x.shape[1])
     for _ in range(50):
         p = 1 / (1 + np.exp(-x @ beta))
-        hessian = (x * (weight * p * (1 - p))[:, None]).T @ x + 1e-6 * np.eye(2)
-        beta = beta + np.linalg.solve(hessian, x.T @ (weight * (there - p)))
-    return float(centre - beta[1] / beta[0] * spread), float(beta[0] / spread)
+        hessian = (x * (weight * p * (1 - p))[:, None]).T @ x + np.eye(len(beta))
+        beta = beta + np.linalg.solve(hessian, x.T @ (weight * (there - p)) - beta)
+    return beta
+
+
+def combined(chosen: Asked, tested: Asked) -> np.ndarray:
+    """All measures in one logistic regression, fitted on `chosen`: its values on `tested`."""
+    both = [np.stack(list(asked.measures.values()), axis=1) for asked in (chosen, tested)]
+    centre, scale = both[0].mean(axis=0), both[0].std(axis=0) + 1e-12
+    fitted = logistic((both[0] - centre) / scale, chosen.there)
+    return (both[1] - centre) / scale @ fitted[:-1]
+
+
+def fit(values: np.ndarray, there: np.ndarray, kept: float = 0.95) -> dict[str, float]:
+    """`Presence` of one measure: middle, slope, and the score that `kept` of the present phrases reach."""
+    scale = values.std() + 1e-12
+    slope, constant = logistic(values[:, None] / scale, there)
+    middle, slope = -constant / slope * scale, slope / scale
+    scores = 1 / (1 + np.exp(-slope * (values - middle)))
+    return {"middle": middle, "slope": slope, "found_from": float(np.quantile(scores[there], 1 - kept))}
 
 
 def measure_presence(host: TinyHost, count: int) -> Iterator[tuple[str, dict[str, float]]]:
-    """AUROC of every measure on the scenes that constants are chosen on and on the test's; the first's logistic fit."""
-    sets = [Kept(TinyWorldDataset(count, start=start, domain="photo")) for start in (CHOOSE, TEST)]
-    (chosen, there, kinds), (tested, test_there, test_kinds) = (tabulate(host, items) for items in sets)
-    for name, values in chosen.items():
-        middle, slope = logistic(values, there)
-        right = (slope * (tested[name] - middle) > 0) == test_there
-        accuracy = float((right[test_there].mean() + right[~test_there].mean()) / 2)
-        test = {f"test {kind}": value for kind, value in by_kind(tested[name], test_there, test_kinds).items()}
-        fit = {"middle": middle, "slope": slope, "test balanced accuracy": accuracy}
-        yield name, {**by_kind(values, there, kinds), **test, **fit}
+    """AUROC of every measure on the test's scenes, and its fit on those that constants are chosen on: how much of what
+    is absent goes at the threshold that keeps 95 % of what is there."""
+    chosen, tested = (
+        tabulate(host, Kept(TinyWorldDataset(count, start=start, domain="photo"))) for start in (CHOOSE, TEST)
+    )
+    for name, values in chosen.measures.items():
+        fitted, test = fit(values, chosen.there), tested.measures[name]
+        scores = 1 / (1 + np.exp(-fitted["slope"] * (test - fitted["middle"])))
+        found = scores >= fitted["found_from"]
+        rates = {"kept": found[tested.there].mean(), "absent gone": 1 - found[~tested.there].mean()}
+        yield name, {**by_kind(test, tested), **fitted, **rates}
+    yield "all in one logistic regression", by_kind(combined(chosen, tested), tested)
 
 
 def compare(host: TinyHost, count: int) -> Iterator[tuple[str, dict[str, float]]]:
@@ -225,11 +323,10 @@ def compare(host: TinyHost, count: int) -> Iterator[tuple[str, dict[str, float]]
         "the nearest colour": lambda: nearest_colour,
         "the whole image": lambda: whole_image,
     }
-    for test, domains in {"T0": ("photo",), "T3": ("cartoon", "lines", "painting", "mosaic")}.items():
-        each = max(1, count // len(domains))
-        parts = [Kept(TinyWorldDataset(each, start=TEST, domain=domain)) for domain in domains]
-        items = parts[0]
-        items.items = [item for part in parts for item in part.items]
+    together = segment_with(head)
+    ways |= {f"attention, {name}": lambda refine=refine: refined(together, refine) for name, refine in REFINED.items()}
+    for test in TESTS:
+        items = drawn(test, count, TEST)
         for name, way in ways.items():
             yield f"{test}: {name}", summary(run(way(), items))
 
@@ -238,7 +335,7 @@ def main() -> None:
     given = arguments()
     host = TinyHost.load(weights=given.weights)
     rows = {
-        "ablate": lambda: ablate(host, given.scenes, given.only),
+        "ablate": lambda: ablate(host, given.scenes, given.test, given.only),
         "presence": lambda: measure_presence(host, given.scenes),
         "compare": lambda: compare(host, given.scenes),
     }[given.what]()

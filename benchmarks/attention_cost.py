@@ -5,7 +5,8 @@
 
 Each round runs all three, in an order that alternates. A sampling step is one UNet pass over a batch of two (with and
 without the prompt). Text encoder and VAE are left out of all of them. Time does not depend on the weights. Peaks are
-of the device's memory, or on a CPU of the process (Linux alone tells it), weights included.
+of the device's memory, or on a CPU of the process (Linux alone tells it), weights included. On one thread of a CPU
+seconds are the processor's, which other programs do not lengthen.
 """
 
 from __future__ import annotations
@@ -111,14 +112,16 @@ class Measured(NamedTuple):
 def measure(host: BareHost, side: int, pairs: int) -> Measured:
     """Runs every job `pairs` times, after a round that does not count."""
     found = Measured({}, {})
+    alone = host.device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
     for number in range(-1, pairs):
         for name, job in sorted(jobs(host, side).items(), reverse=bool(number % 2)):
             forget_peak(host.device)
-            start = time.perf_counter()
+            start = clock()
             job()
             if host.device.type == "cuda":
                 torch.cuda.synchronize(host.device)
-            seconds = time.perf_counter() - start
+            seconds = clock() - start
             found.peaks[name] = max(found.peaks.get(name, 0.0), peak(host.device))
             print(f"round {number + 1} of {pairs}: {name} {seconds:.2f} s, {found.peaks[name]:.2f} GB", flush=True)
             if number >= 0:

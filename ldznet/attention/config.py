@@ -18,15 +18,16 @@ COMMON_BACKGROUND = ("background", "ground", "grass", "tree", "building", "wall"
 class Presence:
     """Score = sigmoid(slope * (measure - middle)): how a measure becomes a probability that a phrase is there.
 
-    `measure` is a name of `presence.MEASURES`, which cost nothing, or "gain": the diffusion classifier's, which costs a
-    pass per phrase and timestep (`denoising.gains`). `middle` None: nothing was calibrated for such hosts. Then scores
-    can be compared with each other only, and everything counts as found.
+    `measure` is a name of `presence.MEASURES`, which cost nothing, or of `denoising.RIVALS`, the diffusion
+    classifier's, which cost a pass per 16 texts and timestep. `middle` None: nothing was calibrated for such hosts.
+    Then scores can be compared with each other only, and everything counts as found.
     """
 
     measure: str = "contrast"
-    timesteps: tuple[int, ...] = (200, 400, 600)  # of "gain"; where a phrase changes the predicted noise most, ours
+    timesteps: tuple[int, ...] = (150, 350, 600, 150, 350, 600)  # of RIVALS, a noise each; over most of the noise, ours
     middle: float | None = None
     slope: float = 1.0
+    found_from: float = 0.5  # the score from which a phrase counts as found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +67,8 @@ class AttentionConfig:
 
     @property
     def presence_threshold(self) -> float:
-        """What counts as found: half, or anything where nothing was calibrated."""
-        return 0.5 if self.calibrated else 0.0
+        """The score from which a phrase counts as found: any where nothing was calibrated."""
+        return self.presence.found_from if self.calibrated else 0.0
 
     @property
     def calibrated(self) -> bool:

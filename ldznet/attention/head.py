@@ -18,9 +18,9 @@ from ..errors import HostError, InputError
 from ..schedule import seeded_noise
 from ..shapes import Float, Int, Size, tap_size
 from .config import SD, AttentionConfig, blocks_at, config_for, require_readable
-from .denoising import gains
+from .denoising import RIVALS, gains
 from .maps import group_means, min_max, propagated, shares, sharpened, token_maps
-from .presence import GAIN, MEASURES, Evidence, score
+from .presence import MEASURES, Evidence, score
 from .prompts import Prompt, prompts_of
 from .reading import Attention, reading_attention
 
@@ -64,12 +64,23 @@ class AttentionHead(nn.Module):
         noisy = host.add_noise(latents, noise, steps)
         prompts = prompts_of(phrases, config, host.tokenize)
         found = [read_prompt(host, noisy, steps, prompt, config) for prompt in prompts]
-        if config.presence.measure == GAIN:
-            measured = gains(host, latents, config.opening, phrases, config.presence.timesteps, seed)
-        else:
-            measured = torch.cat([MEASURES[config.presence.measure](part.evidence) for part in found], dim=1)
         logits = torch.cat([logits_of(part, config) for part in found], dim=1)
-        return logits, score(measured, config.presence)
+        return logits, score(measured(host, latents, phrases, found, config, seed), config.presence)
+
+
+def measured(
+    host: AttentionHost,
+    latents: Float[Tensor, "b 4 h w"],
+    phrases: Sequence[str],
+    found: Sequence[Found],
+    config: AttentionConfig,
+    seed: int,
+) -> Float[Tensor, "b p"]:
+    """The measure of presence that `config` names: of what the prompts' passes `found`, or by passes of its own."""
+    name = config.presence.measure
+    if name in MEASURES:
+        return torch.cat([MEASURES[name](part.evidence) for part in found], dim=1)
+    return gains(host, latents, config.opening, phrases, config.presence.timesteps, seed, RIVALS[name])
 
 
 def read_prompt(

@@ -15,8 +15,6 @@ from ..shapes import Float
 from .config import Presence
 from .maps import TINIEST
 
-GAIN = "gain"  # of denoising.gains, which takes passes of its own
-
 
 class Evidence(NamedTuple):
     """What one pass says of its phrases, at the propagation's size, p phrases and k background words.
