@@ -7,7 +7,6 @@ Every file is written whole and then renamed, so an interrupted run leaves no ha
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,21 +71,20 @@ def draw(dataset: Dataset, folder: Path, progress: Progress = quiet) -> Cache:
         return _same_length(Cache(folder), dataset)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "latents.npy").unlink(missing_ok=True)  # of images that are drawn anew
-    size = dataset[0].image.shape
-    partial = folder / "images.partial.npy"
-    images = np.lib.format.open_memmap(partial, "w+", np.uint8, (len(dataset), *size))
     planes: list[np.ndarray] = []
     records = []
-    for i in range(len(dataset)):
-        item = dataset[i]
-        images[i] = item.image
-        words = {name: getattr(item, name) for name in ("captions", "phrases", "kinds", "absent", "distracted")}
-        records.append({**words, "first_plane": len(planes)})
-        planes += list(np.packbits(item.masks.reshape(len(item.masks), size[0] * size[1]), axis=1))
-        progress(i + 1, len(dataset))
-    images.flush()
-    del images  # a file that is still mapped cannot be renamed on Windows
-    os.replace(partial, folder / "images.npy")
+    with replacing(folder / "images.npy") as images:
+        shape = dataset[0].image.shape
+        header = {"descr": "|u1", "fortran_order": False, "shape": (len(dataset), *shape)}
+        np.lib.format.write_array_header_1_0(images, header)
+        for i in range(len(dataset)):
+            item = dataset[i]
+            assert item.image.shape == shape, "a dataset's images are of one size"
+            images.write(item.image.tobytes())
+            words = {name: getattr(item, name) for name in ("captions", "phrases", "kinds", "absent", "distracted")}
+            records.append({**words, "first_plane": len(planes)})
+            planes += list(np.packbits(item.masks.reshape(len(item.masks), shape[0] * shape[1]), axis=1))
+            progress(i + 1, len(dataset))
     _save(folder / "masks.npy", np.stack(planes) if planes else np.zeros((0, 0), np.uint8))
     with replacing(folder / "items.jsonl") as file:
         file.write("".join(json.dumps(record) + "\n" for record in records).encode())

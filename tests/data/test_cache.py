@@ -78,7 +78,7 @@ def test_an_interrupted_draw_is_drawn_again(tmp_path: Path) -> None:
     seen = []
     with pytest.raises(KeyboardInterrupt):
         draw(Drawn(1, 1, 1), tmp_path, stop)
-    assert not [path.name for path in tmp_path.iterdir() if "partial" not in path.name]
+    assert not any(tmp_path.iterdir())
     cache = draw(Drawn(1, 1, 1), tmp_path, lambda done, total: seen.append((done, total)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
     assert cache.images[2].any()
