@@ -51,7 +51,7 @@ class Predictor:
         progress: Progress | None = None,
     ) -> None:
         _require_parts(host, head)
-        if not (isinstance(seed, Integral) and _is_count(ensemble) and _is_count(chunk)):
+        if not (_is_whole(seed) and _is_count(ensemble) and _is_count(chunk)):
             got = f"{seed!r}, {ensemble!r} and {chunk!r}"
             raise InputError(f"Expected whole numbers as seed, ensemble and chunk, the last two from 1 on, got {got}.")
         if resolution not in RESOLUTIONS:
@@ -274,8 +274,12 @@ def _like(tensor: Tensor, module: torch.nn.Module) -> Tensor:
     return tensor.to(next(module.parameters()))
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral)
+
+
 def _is_count(value: Any) -> bool:
-    return isinstance(value, Integral) and int(value) >= 1
+    return _is_whole(value) and value >= 1
 
 
 def _require_parts(host: Any, head: Any) -> None:
