@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -73,7 +72,7 @@ def pixels_of(image: Float[Tensor, "b h w c"]) -> Float[Tensor, "b 3 h w"]:
 
 def image_of(pictures: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b h w 3"]:
     """An IMAGE of RGB in [0, 1]."""
-    return pictures.movedim(1, -1).contiguous().cpu()
+    return pictures.movedim(1, -1).contiguous()
 
 
 def vae_latents_of(latent: Any) -> Float[Tensor, "b 4 h w"]:
@@ -116,5 +115,5 @@ def frame(latents: Float[Tensor, "b 4 h w"], image: Float[Tensor, "b h w c"] | N
 
 
 def mask_of(mask: Tensor) -> Float[Tensor, "b h w"]:
-    """A MASK: float32, contiguous, on the CPU."""
-    return mask.to("cpu", torch.float32).contiguous()
+    """A MASK: float32, contiguous, on the device that segmentations rest on (`comfyui.outputs_device`)."""
+    return mask.float().contiguous()

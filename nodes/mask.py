@@ -52,7 +52,7 @@ class MaskFromSegmentation(io.ComfyNode):
     ) -> Any:
         """See ComfyNode."""
         chosen = pick(phrases, segmentation.result.phrases)
-        soft = segmentation.soft()[:, chosen].amax(dim=1).cpu()
+        soft = segmentation.soft()[:, chosen].amax(dim=1)
         mask = refined(soft, image, refine)
         if mode == "threshold":
             mask = (mask > threshold).float()
