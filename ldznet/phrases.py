@@ -34,10 +34,9 @@ def terms_of(phrases: Sequence[Phrase]) -> list[str]:
 
 
 def fill(template: str, phrase: str) -> str:
-    """`phrase` in `template`; its leading article is dropped where the template brings one ("a photo of a {}.")."""
-    if "a {}" in template:
-        for article in ARTICLES:
-            if phrase.lower().startswith(f"{article} "):
-                phrase = phrase[len(article) + 1 :]
-                break
+    """`phrase` in `template`; its leading article is dropped where the template brings one ("a photo of the {}.")."""
+    before = template.partition("{}")[0].split()
+    first, _, rest = phrase.partition(" ")
+    if before and before[-1] in (*ARTICLES, "one") and first.lower() in ARTICLES and rest:
+        phrase = rest
     return template.replace("{}", phrase)

@@ -368,6 +368,9 @@ def test_a_head_for_another_model_is_refused() -> None:
 
 def test_templates_and_minus() -> None:
     assert fill("a photo of a {}.", "the red dog") == "a photo of a red dog."
+    assert fill("a photo of the {}.", "A red dog") == "a photo of the red dog."
+    assert fill("a photo of one {}.", "an owl") == "a photo of one owl."
+    assert fill("a photo of a {}.", "a") == "a photo of a a."
     assert fill("{}", "a red dog") == "a red dog"
     assert Phrase.parse("a - b - c") == ("a", ("b", "c"))
     assert Phrase.parse("a t-shirt") == ("a t-shirt", ())
