@@ -11,7 +11,7 @@ from attention import unets
 from ldznet import Predictor, load_head
 from ldznet.attention import CONFIGS, AttentionConfig, AttentionHead, Presence
 from ldznet.attention.config import blocks_at
-from ldznet.attention.denoising import gains, reading_output
+from ldznet.attention.denoising import RIVALS, gains, least_gain, reading_output, without_each_word
 from ldznet.attention.head import rescaled
 from ldznet.attention.prompts import prompts_of
 from ldznet.contracts import AttentionHost, Conditioning, JointSegmenter
@@ -157,6 +157,8 @@ def test_presence_is_marked_where_it_was_calibrated(host: TinyHost) -> None:
     assert result.calibrated
     assert not result.found.any()
     assert not result.masks().any()
+    lenient = dataclasses.replace(TINY, presence=Presence("peak", middle=0.0, slope=1e-6, found_from=0.4))
+    assert predictor(host, lenient).predict(PHRASES).found.all()
 
 
 def test_what_a_phrase_takes_from_the_error_of_the_noise(host: TinyHost) -> None:
@@ -177,11 +179,33 @@ def test_what_a_phrase_takes_from_the_error_of_the_noise(host: TinyHost) -> None
         pass
 
 
-def test_presence_by_gain(host: TinyHost) -> None:
-    config = dataclasses.replace(TINY, presence=Presence("gain", middle=0.0, slope=100.0, timesteps=(400,)))
+def test_a_phrase_without_each_of_its_words() -> None:
+    assert without_each_word("a photo of", "a striped, red star") == [
+        "a photo of a red star",
+        "a photo of a striped, star",
+        "a photo of a striped, red",
+    ]
+    assert without_each_word("a photo of", "a star") == without_each_word("a photo of", "of the") == ["a photo of"]
+
+
+def test_the_least_gain_is_over_the_hardest_rival() -> None:
+    errors = torch.ones(1, 2, 3, 2, 2)  # two timesteps, three texts
+    errors[:, :, 0] = 0.5
+    errors[:, :, 1, 0, 0] = 0.0  # mean 0.75
+    assert least_gain(errors, 0, [1, 2]).item() == pytest.approx(1 - 0.5 / 0.75)
+    assert least_gain(errors, 0, [2]).item() == pytest.approx(0.5)
+    corner = torch.zeros(1, 2, 2)
+    corner[0, 1, 1] = 3.0
+    assert least_gain(errors, 0, [1, 2], corner).item() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("measure", RIVALS)
+def test_presence_by_gain(host: TinyHost, measure: str) -> None:
+    config = dataclasses.replace(TINY, presence=Presence(measure, middle=0.0, slope=100.0, timesteps=(400,)))
     result = predictor(host, config, seed=7).predict(PHRASES)
     latents = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(3))
-    expected = torch.sigmoid(100 * gains(host, latents, config.opening, PHRASES, (400,), seed=7))
+    found = gains(host, latents, config.opening, PHRASES, (400,), seed=7, rivals=RIVALS[measure])
+    expected = torch.sigmoid(100 * found)
     torch.testing.assert_close(result.scores, expected, atol=1e-4, rtol=0)
     assert result.calibrated
 
