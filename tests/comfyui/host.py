@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).parents[2]
-START_SECONDS, RUN_SECONDS = 180, 240
+START_SECONDS, RUN_SECONDS = 600, 600
 PACK = "ComfyUI-LDZNet"  # no identifier; with a space in it the host would serve neither help pages nor thumbnails
 
 
