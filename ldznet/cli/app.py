@@ -26,7 +26,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Where the contact sheet goes, a PNG.", dir_okay=False)] = Path(
         "ldznet-demo.png"
     ),
-    seed: Seed = 0,
+    seed: Seed = 1,
 ) -> None:
     """Generate pictures, segment them by words, and write one contact sheet. Example: ldznet demo --out sheet.png"""
     from ..checkpoints import load_head

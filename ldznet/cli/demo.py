@@ -16,9 +16,9 @@ from ..segmentation import Segmentation
 from .sheet import Row, save_png, sheet
 
 CAPTIONS = {
-    "a photo of a red star on grass": ("a red star", "grass", "a blue cat"),
-    "a cartoon of a yellow house on sand under sky": ("a yellow house", "sand", "sky"),
-    "a painting of a pink heart and a blue boat on water": ("a pink heart", "a blue boat", "water"),
+    "a photo of a blue house on sand": ("a blue house", "sand", "a blue cat"),
+    "a cartoon of a red car on snow under sky": ("a red car", "snow", "sky"),
+    "a painting of a yellow mushroom on grass": ("a yellow mushroom", "grass", "a yellow house"),
 }
 SCENES = ((7, "photo"), (22, "photo"), (4, "cartoon"))
 MOST_PHRASES = 3
