@@ -89,8 +89,8 @@ def guided_filter(
 ) -> Float[Tensor, "b h w"]:
     """`mask` with the edges of `guide` in [0, 1]: the colour guided filter (He, Sun, Tang 2013, equations 19 to 21).
 
-    `radius` in pixels is half the window's side; `smoothness` is the paper's epsilon. 12 pixels are 1.5 latents: the best
-    of 4 to 24 on the tiny world (benchmarks/edges.py).
+    `radius` in pixels is half the window's side; `smoothness` is the paper's epsilon. 12 pixels are 1.5 latents: the
+    best of 4 to 24 on the tiny world (benchmarks/edges.py).
     """
     _same_size(mask, guide)
     target = mask[:, None]
