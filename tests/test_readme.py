@@ -20,7 +20,7 @@ def test_the_six_lines_run_as_they_stand() -> None:
     exec(code, names)
     masks = names["masks"]
     assert masks.shape == (1, 3, *names["scene"].image.shape[:2])
-    assert masks.any(dim=(2, 3))[0, 1], "no grass"
+    assert masks[0, 1].any(), "no grass"
 
 
 def test_a_stranger_sees_picture_commands_and_code_at_once() -> None:
