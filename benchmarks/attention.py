@@ -147,8 +147,10 @@ def drawn(test: str, count: int, start: int, one_each: bool = False) -> Kept:
 
 
 def summary(outcome: Outcome) -> dict[str, float]:
-    """mIoU of things at 0.5 and at the best threshold, that of stuff, AP of all. Presence has a command of its own: here what
-    is there stands first in its prompt, and attention follows the place."""
+    """mIoU of things at 0.5 and at the best threshold, that of stuff, AP of all.
+
+    Presence has a command of its own: here, what is there stands first in its prompt, and attention follows the place.
+    """
     things, stuff, every = (figures(outcome, rows) for rows in (outcome.things, ~outcome.things, outcome.things | True))
     return {
         "things 0.5": things.miou_50,
