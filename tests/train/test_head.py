@@ -21,6 +21,7 @@ from ldznet.train.head import (
     ABSENT_SHARE,
     DICE_WEIGHT,
     PRESENCE_WEIGHT,
+    STUFF_WEIGHT,
     WORDS_WEIGHT,
     HeadTask,
     Segmenting,
@@ -85,9 +86,22 @@ def test_a_batch_is_what_the_predictor_gives(network: str, host: TinyHost, cache
     assert all(task.module(latents, context, taps, masks, words)[0].isfinite().flatten())
 
 
+def test_stuff_is_asked_for_less_often_than_things(host: TinyHost, cache: Cache) -> None:
+    some, rng = Cache(cache.folder), np.random.default_rng(0)
+    some.records[0] = record = {**cache.records[0], "absent": []}
+    task = HeadTask(head(), host, some)
+    drawn = [task._phrase(0, rng)[0] for _ in range(600)]
+    things, stuff = (
+        np.mean([drawn.count(p) for p, k in zip(record["phrases"], record["kinds"], strict=True) if k == kind])
+        for kind in ("thing", "stuff")
+    )
+    assert stuff / things == pytest.approx(STUFF_WEIGHT, abs=0.12)
+
+
 def test_text_mask_and_latents_belong_together(host: TinyHost, cache: Cache) -> None:
     some = Cache(cache.folder)
-    some.records = [{**record, "phrases": record["phrases"][:1], "absent": []} for record in cache.records]
+    first = [{name: record[name][:1] for name in ("phrases", "kinds")} for record in cache.records]
+    some.records = [{**record, **one, "absent": []} for record, one in zip(cache.records, first, strict=True)]
     latents, context, _, masks, _ = HeadTask(head(), host, some).batch(0, 12, generator())
     for row in range(12):
         (item,) = (i for i in range(4) if torch.equal(cache.latents[i].float(), latents[row]))
