@@ -58,6 +58,8 @@ def _run(stage: recipe.Stage, singles: Cache | None) -> list[Path]:
             return recipe.train_vae(stage, progress)
         if stage.name in JUDGES:
             return recipe.train_namer(stage, progress)
+        if stage.name == "text":
+            return recipe.train_text(stage, progress)
         if stage.name == "ldm":
             return recipe.train_ldm(stage, singles, progress)
         host = TinyHost.load(weights=stage.weights)

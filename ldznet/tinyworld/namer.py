@@ -33,7 +33,13 @@ class Namer(nn.Module):
         self.names = nn.Linear(2 * widths[-1], len(NAMES))
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b categories"], Float[Tensor, "b colours"]]:
-        h = self.maps(x)[-1]
+        return self.read(self.maps(x))
+
+    def read(
+        self, maps: list[Float[Tensor, "b d h w"]]
+    ) -> tuple[Float[Tensor, "b categories"], Float[Tensor, "b colours"]]:
+        """The logits, from what `maps` found."""
+        h = maps[-1]
         logits = self.names(torch.cat([h.mean(dim=(2, 3)), h.amax(dim=(2, 3))], dim=1))
         return logits[:, : len(CATEGORIES)], logits[:, len(CATEGORIES) :]
 

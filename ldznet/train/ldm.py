@@ -1,4 +1,4 @@
-"""Training the tiny latent diffusion model: UNet and text encoder together, on captions alone.
+"""Training the tiny latent diffusion model: the UNet, on captions that a frozen text encoder reads, as in SD.
 
 The model predicts the noise. Where noise dominates, its loss is weighted as that of v (Salimans and Ho, ICLR 2022),
 1 / alpha: an error in the noise is divided by sqrt(alpha) on its way into the picture, and unweighted it left the
@@ -40,15 +40,15 @@ LARGE, LARGE_SHARE = 0.06, 0.75  # share of an image that its only thing covers 
 
 
 class Denoising(nn.Module):
-    """UNet and text encoder as a module whose forward is the loss."""
+    """The UNet as a module whose forward is the loss; text encoder and judge are no part of what is trained."""
 
     weights: Tensor  # of the loss, by timestep
     alphas: Tensor
 
     def __init__(self, unet: UNet, text: TextEncoder, judge: Namer | None) -> None:
         super().__init__()
-        self.unet, self.text = unet, text
-        self.judge = (judge.requires_grad_(False),) if judge else ()  # in a tuple: no part of what is trained
+        self.unet = unet
+        self.frozen = (text.requires_grad_(False), judge.requires_grad_(False) if judge else None)  # a tuple hides them
         alphas = alphas_cumprod()
         self.register_buffer("alphas", alphas.float(), persistent=False)
         snr = alphas / (1 - alphas)
@@ -58,28 +58,29 @@ class Denoising(nn.Module):
     def forward(
         self, latents: Tensor, noise: Tensor, timesteps: Tensor, ids: Tensor, categories: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        text, judge = self.frozen
         noisy = add_noise(latents, noise, timesteps)
-        eps = self.unet(noisy, timesteps, self.text(ids)).float()
+        eps = self.unet(noisy, timesteps, text(ids)).float()
         mse = ((eps - noise) ** 2).mean(dim=(1, 2, 3))
         loss, figures = (mse * self.weights[timesteps]).mean(), {"mse": mse.detach().mean()}
-        for judge in self.judge:
+        if judge:
             alphas = self.alphas[timesteps]
             a = alphas[:, None, None, None]
             implied = (noisy - (1 - a).sqrt() * eps) / a.sqrt()
-            seen = (alphas * perceptual_distance(judge, implied, latents)).mean()
-            naming = F.cross_entropy(judge(implied)[0], categories, ignore_index=UNNAMED, reduction="none")
+            maps = judge.maps(implied)
+            with torch.no_grad():
+                wanted = judge.maps(latents)
+            seen = (alphas * perceptual_distance(maps, wanted)).mean()
+            naming = F.cross_entropy(judge.read(maps)[0], categories, ignore_index=UNNAMED, reduction="none")
             named = (alphas.sqrt() * naming).mean()
             loss = loss + PERCEPTUAL_WEIGHT * seen + NAMING_WEIGHT * named
             figures |= {"seen": seen.detach(), "named": named.detach()}
         return loss, figures
 
 
-def perceptual_distance(judge: Namer, implied: Tensor, latents: Tensor) -> Tensor:
-    """Mean squared difference of the judge's features at cells of 8 and 16 pixels, b."""
-    with torch.no_grad():
-        wanted = judge.maps(latents)[1:]
-    pairs = zip(judge.maps(implied)[1:], wanted, strict=True)
-    return torch.stack([((a - b) ** 2).mean(dim=(1, 2, 3)) for a, b in pairs]).sum(0)
+def perceptual_distance(maps: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+    """Mean squared difference of a judge's maps at cells of 8 and 16 pixels, b."""
+    return torch.stack([((a - b) ** 2).mean(dim=(1, 2, 3)) for a, b in zip(maps[1:], wanted[1:], strict=True)]).sum(0)
 
 
 class LDMTask:

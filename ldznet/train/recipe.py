@@ -1,4 +1,4 @@
-"""The tiny world's recipe: the VAE, the gates' judges, the LDM on the VAE's latents, and the heads on the LDM.
+"""The tiny world's recipe: the VAE, the gates' judges, the text encoder, the LDM on both, and the heads on the LDM.
 
 A stage reads a cache of drawn images, resumes in its folder after a kill, goes on from the weights that lie in
 `weights`, and writes float16 weights with metadata there. Knows hosts by their contract alone.
@@ -26,6 +26,7 @@ from .engine import Progress, Run, TrainConfig
 from .head import HeadTask, start_from
 from .ldm import LDMTask
 from .namer import NamerTask
+from .text import TextTask
 from .vae import VAETask, fold
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -34,6 +35,7 @@ STAGES: dict[str, TrainConfig] = {  # in the order in which `ldznet train all` r
     "vae": TrainConfig(2600, 16, 1.5e-3, warmup=100, weight_decay=0.0, ema=0.998, precision="bf16", compile=True),
     "classifier": TrainConfig(2_500, 32, 2e-3, ema=0.998),
     "probe": TrainConfig(4_500, 32, 2e-3, ema=0.998),
+    "text": TrainConfig(1_500, 64, 1e-3, ema=0.99),
     "ldm": TrainConfig(25_000, 16, 1e-3, ema=0.999),
     "ldznet": TrainConfig(12_500, 16, 1e-3, ema=0.998),
     "znet": TrainConfig(1_500, 16, 5e-4, ema=0.998),
@@ -79,9 +81,19 @@ def train_vae(stage: Stage, progress: Progress) -> list[Path]:
     return [stage.file()]
 
 
+def train_text(stage: Stage, progress: Progress) -> list[Path]:
+    """Trains the text encoder on the captions; one that goes on stays close to what it said."""
+    with seeded(stage.config.seed):
+        models = world.fresh()
+        captions = [caption for record in stage.cache.records for caption in record["captions"]]
+        task = TextTask(stage.goes_on(models.text), models.tokenizer, captions, stage.file().exists())
+    trained = Run(task, stage.config, stage.folder).train(progress)
+    save_tensors(_half(_part(trained, "text.")), stage.file(), stage.metadata)
+    return [stage.file()]
+
+
 def train_ldm(stage: Stage, singles: Cache | None, progress: Progress) -> list[Path]:
-    """Trains UNet and text encoder on latents of the VAE in `stage.weights`; a text encoder that lies there stays as
-    it is, since heads read its context too.
+    """Trains the UNet on latents of the VAE and captions read by the text encoder, both from `stage.weights`.
 
     With `singles`, scenes of one thing, half of the latents are theirs and the probe's eyes help to compare.
     """
@@ -90,13 +102,11 @@ def train_ldm(stage: Stage, singles: Cache | None, progress: Progress) -> list[P
     vae = load_weights(models.vae, stage.file("vae"))
     caches = [add_latents(cache, vae.encode) for cache in (stage.cache, singles) if cache is not None]
     judge = load_weights(Namer("latents"), stage.file("probe")) if singles else None
-    unet, text = stage.goes_on(models.unet, "unet"), stage.goes_on(models.text, "text")
-    text.requires_grad_(not stage.file("text").exists())
-    task = LDMTask(unet, text, models.tokenizer, caches, judge)
+    text = load_weights(models.text, stage.file("text"))
+    task = LDMTask(stage.goes_on(models.unet, "unet"), text, models.tokenizer, caches, judge)
     trained = Run(task, stage.config, stage.folder).train(progress)
-    for part in ("unet", "text"):
-        save_tensors(_half(_part(trained, f"{part}.")), stage.file(part), {**stage.metadata, "part": part})
-    return [stage.file("unet"), stage.file("text")]
+    save_tensors(_half(_part(trained, "unet.")), stage.file("unet"), stage.metadata)
+    return [stage.file("unet")]
 
 
 def train_head(stage: Stage, host: Host, start: nn.Module, progress: Progress) -> list[Path]:
