@@ -53,7 +53,7 @@ def nearest(text: TextEncoder, caption: str) -> float:
 def test_an_encoder_that_goes_on_pays_for_moving(text: TextEncoder) -> None:
     task = TextTask(text, world.tokenizer(), CAPTIONS, goes_on=True)
     ids = task.batch(0, 8, torch.Generator().manual_seed(0))
-    loss, figures = task.loss(task.module, ids)
+    _, figures = task.loss(task.module, ids)
     assert figures["moved"].item() == 0
     with torch.no_grad():
         text.text_model["final_layer_norm"].bias += 0.5
