@@ -32,6 +32,6 @@ class TinyWorld(io.ComfyNode):
     @classmethod
     def execute(cls) -> Any:
         """See ComfyNode."""
-        from ..ldznet.hosts import comfyui
+        from ..ldznet.hosts import comfyui_world
 
-        return io.NodeOutput(*comfyui.tiny_models())
+        return io.NodeOutput(*comfyui_world.tiny_models())

@@ -14,7 +14,7 @@ ONE_FILE = {
     "diffusers": {"hosts/hf_diffusers.py"},
     "transformers": {"hosts/hf_diffusers.py"},
     "accelerate": {"train/engine.py"},
-    "comfy": {"hosts/comfyui.py"},
+    "comfy": {"hosts/comfyui.py", "hosts/comfyui_world.py"},
 }
 ORDER = (  # a part of ldznet imports what stands before it, and nothing after it
     *("errors", "shapes", "writing", "clip_bpe", "phrases", "contracts", "taps", "config", "schedule"),

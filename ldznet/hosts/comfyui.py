@@ -1,28 +1,21 @@
-"""A model that ComfyUI has loaded, as a host; heads in its memory management; the tiny world as its own objects.
+"""A model that ComfyUI has loaded, as a host; heads in its memory management.
 
-The one file that imports comfy, and only `nodes/` may import it. Weights belong to ComfyUI: they move by its rules,
-LoRAs stay applied, and nothing here outlives a call except the objects that it returns.
+Only `nodes/` may import this; with `comfyui_world` it alone imports comfy. Weights belong to ComfyUI: they move by
+its rules, LoRAs stay applied, and nothing here outlives a call except the objects that it returns.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import comfy.model_management as memory
-import comfy.model_patcher
 import comfy.ops
-import comfy.sd
-import comfy.sd1_clip
-import comfy.supported_models
-import comfy.supported_models_base
 import comfy.utils
 import torch
-from comfy.ldm.models.autoencoder import AutoencoderKL
 from comfy.patcher_extension import WrappersMP
 from comfy_execution.graph_utils import GraphBuilder
 from comfy_execution.utils import get_executing_context
@@ -39,9 +32,8 @@ from ..models import LDZNet
 from ..shapes import PIXELS_PER_LATENT, Float, Int
 from ..taps import extract_taps, spatial_transformers
 from ..tinyworld import world
-from ..tinyworld.vae import TinyVAE
-from . import comfyui_tiny as parts
 from .capturing import AttentionCapture, Capture, calling_into, sampling_into
+from .comfyui_world import TinySD15, patcher
 from .memo import Memo
 
 __all__ = [
@@ -53,7 +45,6 @@ __all__ = [
     "capturing",
     "model_space",
     "open_head",
-    "tiny_models",
 ]
 
 TITLES = {1024: "SD 2.x", 1280: "SDXL's refiner", 2048: "SDXL"}  # by the context's width; SD 1.x's is 768
@@ -256,7 +247,7 @@ def open_head(source: str, name: str) -> Head:
     device = memory.get_torch_device()
     dtype = memory.unet_dtype(device=device, supported_dtypes=DTYPES)
     head: LDZNet = load_head(source, dtype=dtype, operations=comfy.ops.manual_cast)
-    return Head(name, _patcher(head, device))
+    return Head(name, patcher(head, device))
 
 
 class Progress:
@@ -327,78 +318,6 @@ def _executing_node() -> Any:
     return None if context is None else (context.node_id, context.list_index)
 
 
-def tiny_models() -> tuple[Any, Any, Any]:
-    """MODEL, CLIP and VAE of the embedded tiny world: ComfyUI's own classes around its weights."""
-    models = world.load(dtype=torch.float32)
-    return _tiny_model(models), _tiny_clip(models), _TinyComfyVAE(models.vae)
-
-
-class _TinySD15(comfy.supported_models.SD15):
-    """SD 1.5 at the tiny world's widths."""
-
-    def __init__(self) -> None:
-        super().__init__({})
-        self.unet_config = parts.unet_config()
-        self.set_inference_dtype(torch.float32, None)
-
-
-def _tiny_model(models: world.Models) -> Any:
-    base = _TinySD15().get_model({}, "", device="cpu")
-    base.diffusion_model.load_state_dict(models.unet.state_dict())
-    return _patcher(base)
-
-
-def _tiny_clip(models: world.Models) -> Any:
-    tokenizer = functools.partial(comfy.sd1_clip.SD1Tokenizer, tokenizer=_TinyTokenizer)
-    encoder = functools.partial(comfy.sd1_clip.SD1ClipModel, clip_model=_TinyTextEncoder)
-    target = comfy.supported_models_base.ClipTarget(tokenizer, encoder)
-    clip = comfy.sd.CLIP(target, model_options={"dtype": torch.float32})
-    transformer = clip.cond_stage_model.clip_l.transformer
-    rows = transformer.get_input_embeddings().weight.shape[0]
-    transformer.load_state_dict(parts.text_state(models.text, rows))
-    return clip
-
-
-class _TinyTokenizer(comfy.sd1_clip.SDTokenizer):
-    """ComfyUI's prompt parser over the tiny vocabulary."""
-
-    def __init__(self, embedding_directory: Any = None, tokenizer_data: Any = None) -> None:
-        width = world.UNET.context_dim
-        super().__init__("", embedding_directory=embedding_directory, embedding_size=width, tokenizer_class=parts.Words)
-
-
-class _TinyTextEncoder(comfy.sd1_clip.SDClipModel):
-    """ComfyUI's CLIP text encoder at the tiny world's sizes."""
-
-    def __init__(self, device: Any = "cpu", dtype: Any = None, model_options: Any = None) -> None:
-        words = world.tokenizer()
-        super().__init__(
-            device=device,
-            dtype=dtype,
-            textmodel_json_config=parts.text_config(),
-            special_tokens={"start": words.start, "end": words.end, "pad": words.end},
-            return_projected_pooled=False,
-            model_options=model_options or {},
-        )
-
-
-class _TinyComfyVAE(comfy.sd.VAE):
-    """ComfyUI's VAE, everything but its first stage, around the tiny world's."""
-
-    def __init__(self, vae: TinyVAE) -> None:
-        config = {"params": {"ddconfig": parts.SHELL, "embed_dim": 4}}
-        super().__init__(sd=AutoencoderKL(**config["params"]).state_dict(), config=config, dtype=torch.float32)
-        self.first_stage_model = parts.FirstStage(vae)
-        self.patcher = _patcher(self.first_stage_model, self.device, memory.vae_offload_device())
-        self.size = memory.module_size(self.first_stage_model)
-
-
-def _patcher(module: Any, device: Any = None, offload: Any = None) -> Any:
-    return comfy.model_patcher.ModelPatcher(
-        module, load_device=device or memory.get_torch_device(), offload_device=offload or memory.unet_offload_device()
-    )
-
-
 def _unet(model: Any) -> Any:
     """The UNet, out of the wrapper of `torch.compile`."""
     unet = model.model.diffusion_model
@@ -421,7 +340,7 @@ def family_of(model: Any) -> str:
     unet, config = _unet(model), model.model.model_config.unet_config
     if type(unet).__name__ != "UNetModel":
         raise _no_head_fits(f"a {type(unet).__name__}")
-    if isinstance(model.model.model_config, _TinySD15) and config["context_dim"] == world.UNET.context_dim:
+    if isinstance(model.model.model_config, TinySD15) and config["context_dim"] == world.UNET.context_dim:
         return "tiny"
     width, linear = config.get("context_dim"), bool(config.get("use_linear_in_transformer"))
     if width == 1280 or not isinstance(width, int):

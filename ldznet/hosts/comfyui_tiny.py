@@ -1,6 +1,6 @@
 """The tiny world in the shapes that ComfyUI's classes take: configurations, state dicts, stand-ins. Knows no comfy.
 
-`hosts/comfyui.py` builds ComfyUI's own objects with it.
+`hosts/comfyui_world.py` builds ComfyUI's own objects with it.
 """
 
 from __future__ import annotations
