@@ -24,7 +24,7 @@ class Presence:
     """
 
     measure: str = "contrast"
-    timesteps: tuple[int, ...] = (150, 350, 600, 150, 350, 600)  # of RIVALS, a noise each; over most of the noise, ours
+    timesteps: tuple[int, ...] = (300, 400, 500, 600)  # of RIVALS, a noise each: where things are told apart; ours
     middle: float | None = None
     slope: float = 1.0
     found_from: float = 0.5  # the score from which a phrase counts as found

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ldznet.tinyworld import world
+from ldznet.tinyworld.shapes import CATEGORIES
 from ldznet.tinyworld.text import TextEncoder
 from ldznet.train.engine import Run, TrainConfig
 from ldznet.train.text import CLOSENESS, Reading, TextTask
@@ -43,10 +44,15 @@ def test_words_that_were_one_come_apart_and_attributes_reach_the_noun(text: Text
     assert read.tolist() == [int(encode(f"a {colour}")[0, 2]) for colour in ("red", "blue", "pink")]
 
 
-def nearest(text: TextEncoder, caption: str) -> float:
+def test_the_embedded_encoder_tells_all_things_apart() -> None:
+    """An encoder that was trained with the UNet had two of them 0.2 apart, in states of length 6."""
+    assert nearest(world.load().text, "a red {}", tuple(CATEGORIES)) > 2
+
+
+def nearest(text: TextEncoder, caption: str, things: tuple[str, ...] = THINGS) -> float:
     """The smallest distance between the states of two things."""
     with torch.no_grad():
-        states = text(encode(*map(caption.format, THINGS)))[:, 3]
+        states = text(encode(*map(caption.format, things)))[:, 3]
     return float(torch.pdist(states).min())
 
 
