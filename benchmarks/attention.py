@@ -45,7 +45,7 @@ from ldznet.schedule import seeded_noise
 from ldznet.tinyworld import STUFF, world
 
 CHOOSE, TEST = 500_000, 0
-TINY = CONFIGS["tiny"]
+TINY = dataclasses.replace(CONFIGS["tiny"], presence=Presence())  # its passes change no mask
 OTHER_T = 300  # of the second pass that agreement is measured with
 OWN = ("coarse", "fine", "weights", "timestep", "rescaling", "steps", "threshold")  # on the tiny world, for itself
 SELVES = ("1/input.1", "1/output.0", "1/output.1", "1/output.2", "1/output")

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 WORKFLOW = ROOT / "workflows" / "2_inpaint_by_text.json"
 SECOND = 1000  # between the seeds of the two samplers
 MOST_TRIED = 5  # times as many seeds as pictures
-FIRST_SCENE, GROWN = 600_000, 8  # the gates' scenes; the workflow's growth in pixels
+FIRST_SCENE, GROWN = 600_000, 16  # the gates' scenes; the workflow's growth in pixels
 
 
 class Result(NamedTuple):

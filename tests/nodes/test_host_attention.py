@@ -18,6 +18,7 @@ pytestmark = pytest.mark.host
 ATTENTION = "attention (no download)"
 SCALE = 0.18215
 PROMPT = "a photo of a red star on grass"  # graphs.base's
+PRESENCE = len(CONFIGS["tiny"].presence.timesteps)  # passes that say whether a phrase is there
 
 
 def run(server: host.Server, prompt: graphs.Prompt) -> None:
@@ -98,18 +99,19 @@ def test_words_of_the_prompt_take_no_pass(server: host.Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "prompted", "told", "needed"),
+    ("text", "prompted", "told"),
     [
-        ("a red star\na fish\nsnow", PROMPT, 'itself: "a red star"', 1),
-        ("a fish", PROMPT, "itself: no phrase", 1),
-        ("a red star", None, "no prompt connected", 1),
-        ("a red star", "a photo of a red star on sand", "not the text that was sampled with", 1),
+        ("a red star\na fish\nsnow", PROMPT, 'itself: "a red star"'),
+        ("a fish", PROMPT, "itself: no phrase"),
+        ("a red star", None, "no prompt connected"),
+        ("a red star", "a photo of a red star on sand", "not the text that was sampled with"),
     ],
 )
-def test_other_phrases_take_one(server: host.Server, text: str, prompted: str | None, told: str, needed: int) -> None:
+def test_other_phrases_take_one(server: host.Server, text: str, prompted: str | None, told: str) -> None:
+    """One for all masks, and those of presence."""
     run(server, captured(text, prompted, seed=32))
     assert told in server.saved("report")[0]
-    assert passes(server) == needed
+    assert passes(server) == 1 + PRESENCE
     assert server.saved("maps")[0]["probabilities"].isfinite().all()
 
 
