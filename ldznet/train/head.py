@@ -44,6 +44,7 @@ class Segmenting(nn.Module):
         super().__init__()
         self.head = head
         self.words = nn.Conv2d(head.head_config.unet.model_channels, words, 1)
+        nn.init.zeros_(self.words.weight)  # or its first guesses would disturb a head that goes on
 
     def forward(
         self, latents: Tensor, context: Tensor, taps: dict[str, Tensor], masks: Tensor, words: Tensor

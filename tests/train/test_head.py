@@ -86,6 +86,18 @@ def test_a_batch_is_what_the_predictor_gives(network: str, host: TinyHost, cache
     assert all(task.module(latents, context, taps, masks, words)[0].isfinite().flatten())
 
 
+def test_the_reading_of_words_disturbs_no_head_at_the_start(host: TinyHost, cache: Cache) -> None:
+    task = HeadTask(head("znet"), host, cache)
+    latents, context, taps, masks, words = task.batch(0, 2, generator())
+    gradients = []
+    for said in (words, 1 - words):
+        task.module.zero_grad()
+        task.module(latents, context, taps, masks, said)[0].backward()
+        gradients.append([p.grad.clone() for p in task.module.head.parameters() if p.grad is not None])
+        assert task.module.words.weight.grad.abs().max() > 0
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
 def test_stuff_is_asked_for_less_often_than_things(host: TinyHost, cache: Cache) -> None:
     some, rng = Cache(cache.folder), np.random.default_rng(0)
     some.records[0] = record = {**cache.records[0], "absent": []}
