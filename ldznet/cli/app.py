@@ -43,7 +43,7 @@ def demo(
 def segment(
     image: Annotated[Path, typer.Argument(help="The picture.")],
     text: Annotated[list[str], typer.Option(help='A phrase, or "a - b"; may be given several times.')],
-    model: Annotated[str, typer.Option(help='"tiny", a diffusers folder, or an SD 1.x file.')] = "tiny",
+    model: Annotated[str, typer.Option(help='"tiny", a diffusers folder, or a file of SD 1.x, 2.x or SDXL.')] = "tiny",
     head: Annotated[
         str | None,
         typer.Option(help='"attention", "tiny", "tiny-znet" or a file; left out: "tiny" for "tiny", else "attention".'),
