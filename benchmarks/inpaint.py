@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 WORKFLOW = ROOT / "workflows" / "2_inpaint_by_text.json"
 SECOND = 1000  # between the seeds of the two samplers
 MOST_TRIED = 5  # times as many seeds as pictures
-FIRST_SCENE, GROWN = 600_000, 16  # the gates' scenes; the workflow's growth in pixels
+FIRST_SCENE = 600_000  # the gates' scenes
 
 
 class Result(NamedTuple):
@@ -94,12 +94,13 @@ def named(classifier: Namer, pictures: list[Tensor]) -> list[str]:
     return [list(CATEGORIES)[i] for i in classifier(pixels)[0].argmax(dim=1).tolist()]
 
 
-def at_best(classifier: Namer, count: int) -> float:
-    """Share of rendered scenes of one thing, painted over outside of its grown mask, that are named rightly."""
+def at_best(classifier: Namer, count: int, grow: int) -> float:
+    """Share of rendered scenes of one thing, painted over outside of its mask grown by `grow` pixels, that are named
+    rightly."""
     pictures, truth = [], []
     for seed in range(FIRST_SCENE, FIRST_SCENE + count):
         scene = ldznet.tinyworld.scene(seed, things=1)
-        mask = masks.grow(torch.from_numpy(scene.things[0].mask)[None].float(), GROWN)[0]
+        mask = masks.grow(torch.from_numpy(scene.things[0].mask)[None].float(), grow)[0]
         pictures.append(inside(torch.from_numpy(scene.image) / 255, mask))
         truth.append(scene.things[0].category)
     return sum(a == b for a, b in zip(named(classifier, pictures), truth, strict=True)) / count
@@ -136,7 +137,8 @@ def main() -> None:
     for name, categories in seen.items():
         print(f"{name}: {categories.count(new)} of {len(results)} a {new}, {categories.count(old)} a {old}")
     print(f"outside of the mask bit-equal: {unchanged}")
-    print(f"the judge on 500 renders, painted over alike: {at_best(classifier, 500):.1%}")
+    grow = of_type(prompt, "LDZNetMask")[0]["inputs"]["grow"]
+    print(f"the judge on 500 renders, painted over alike: {at_best(classifier, 500, grow):.1%}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from .reading import Attention
 
 
 class CapturedAttention:
-    """A `contracts.JointSegmenter` for one picture: phrases of `prompt` need no further pass, all others one.
+    """A `contracts.JointSegmenter` for one picture: phrases of `prompt` need no further pass, all others one and
+    those of presence, where the head's configuration has any.
 
     `attention` was read over latents of `latent_size` while `prompt` made them: after DAAM (Tang et al., ACL 2023,
     arXiv 2210.04885), with the recipe of the attention head.

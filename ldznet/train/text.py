@@ -32,7 +32,7 @@ class Reading(nn.Module):
         super().__init__()
         width, words = text.config.hidden_size, text.config.vocab_size
         self.text = text
-        self.former = (former.requires_grad_(False),) if former else ()  # in a tuple: no part of what is trained
+        self.frozen = (former.requires_grad_(False) if former else None,)  # a tuple hides it
         self.prototypes = nn.Parameter(torch.randn(words, width))
         self.before = nn.ModuleList(nn.Linear(width, words) for _ in range(WORDS_BEFORE))
 
@@ -47,7 +47,8 @@ class Reading(nn.Module):
         ]
         loss = own + torch.stack(before).sum()
         figures = {"own": own.detach(), "before": before[0].detach(), "before that": before[1].detach()}
-        for former in self.former:
+        (former,) = self.frozen
+        if former:
             moved = ((states - former(ids)) ** 2).mean()
             loss = loss + CLOSENESS * moved
             figures["moved"] = moved.detach()

@@ -71,7 +71,7 @@ def test_an_encoder_that_goes_on_pays_for_moving(text: TextEncoder) -> None:
 
 
 def _without_former(reading: Reading) -> Reading:
-    reading.former = ()
+    reading.frozen = (None,)
     return reading
 
 
