@@ -13,6 +13,7 @@ from .errors import InputError
 from .shapes import Bool, Float, Size
 
 MOST_BYTES = 4 * 1024**3
+UNCALIBRATED = "this head cannot tell absent phrases: compare scores with each other, and look at the masks"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,21 @@ class Segmentation:
     def found(self) -> Bool[Tensor, "b p"]:
         """Whether each phrase is in each image."""
         return self.scores >= self.found_threshold
+
+    def state(self, image: int, phrase: int) -> str:
+        """ "found" or "not found"; "found?" where scores are not calibrated, since nothing counts as absent there."""
+        if not self.calibrated:
+            return "found?"
+        return "found" if self.found[image, phrase] else "not found"
+
+    def score_text(self, image: int, phrase: int) -> str:
+        """ "score 0.98", or "score 0.50 (not calibrated)": every page, line and legend that shows a score says this."""
+        return f"score {self.scores[image, phrase]:.2f}" + ("" if self.calibrated else " (not calibrated)")
+
+    @property
+    def caveat(self) -> str:
+        """One sentence to show beside scores that are not calibrated; empty where they are."""
+        return "" if self.calibrated else UNCALIBRATED
 
     @property
     def probabilities(self) -> Float[Tensor, "b p h w"]:

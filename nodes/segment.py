@@ -28,8 +28,6 @@ from ._schema import (
     threshold_input,
 )
 
-UNCALIBRATED = "this head cannot tell absent phrases: compare scores with each other, and look at the masks"
-
 
 def model_inputs(raw: dict[str, bool] | None = None) -> list[Any]:
     """MODEL, CLIP and head."""
@@ -268,12 +266,9 @@ def report(result: Segmentation, masks: Float[Tensor, "b p h w"], notes: Sequenc
     lines = []
     for b in range(masks.shape[0]):
         for p, phrase in enumerate(result.phrases):
-            score, area = float(result.scores[b, p]), 100 * float(masks[b, p].mean())
-            state = f"found, {area:.1f} % of the picture" if result.found[b, p] else "not found"
-            lines.append(f'image {b + 1}, "{phrase}": {state}, score {score:.2f}')
-    if not result.calibrated:
-        lines.append(UNCALIBRATED)
-    return "\n".join([*lines, *notes])
+            share = f", {100 * float(masks[b, p].mean()):.1f} % of the picture" if result.found[b, p] else ""
+            lines.append(f'image {b + 1}, "{phrase}": {result.state(b, p)}{share}, {result.score_text(b, p)}')
+    return "\n".join([*lines, *([result.caveat] if result.caveat else []), *notes])
 
 
 def at_rest(result: Segmentation, device: Any) -> Segmentation:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -85,3 +87,14 @@ def test_a_threshold_is_a_probability(threshold: float) -> None:
     result = Segmentation(torch.zeros(1, 1, 2, 2), ("a",), (2, 2), torch.ones(1, 1))
     with pytest.raises(InputError, match="between 0 and 1"):
         result.masks(threshold)
+
+
+def test_what_is_said_of_a_score_says_whether_it_means_something() -> None:
+    scores = torch.tensor([[0.98, 0.02]])
+    sure = Segmentation(torch.zeros(1, 2, 2, 2), ("a dog", "a cat"), (2, 2), scores)
+    assert [sure.state(0, 0), sure.state(0, 1)] == ["found", "not found"]
+    assert [sure.score_text(0, 0), sure.caveat] == ["score 0.98", ""]
+    unsure = dataclasses.replace(sure, found_threshold=0.0, calibrated=False)
+    assert [unsure.state(0, 0), unsure.state(0, 1)] == ["found?", "found?"]
+    assert unsure.score_text(0, 1) == "score 0.02 (not calibrated)"
+    assert "cannot tell absent phrases" in unsure.caveat
