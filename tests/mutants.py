@@ -1,0 +1,103 @@
+"""One-line faults that the tests must notice: `python tests/mutants.py [words of a file or a fault …]`.
+
+Each is put into a copy of this repository, where the named test files then have to fail. Prints those that nobody
+noticed, and those whose line is no longer there; exits 1 where there is one. Not part of the test run: about five
+seconds each.
+"""
+
+# ruff: noqa: E501
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+COPIED = ("__init__.py", "pyproject.toml", "install.py", "ldznet", "nodes", "tests", "benchmarks", "workflows", "web")
+
+
+class Mutant(NamedTuple):
+    """`old`, which stands once in `file`, becomes `new`; then one of `tests` (files under tests/) has to fail."""
+
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+HAND = "test_by_hand.py"
+MUTANTS = [
+    Mutant("ldznet/phrases.py", 'return template.replace("{}", phrase)', "return phrase", HAND),
+    Mutant("ldznet/predictor.py", "fill(self.config.template, term)", 'fill("a photo of a {}.", term)', HAND),
+    Mutant("ldznet/predictor.py", "presence.float().sigmoid()", "presence.float().sigmoid() * 0.1", HAND),
+    Mutant("ldznet/predictor.py", "if self.ensemble == 1:", "if True:", HAND),
+    Mutant("ldznet/predictor.py", "(member + 0.5) / self.ensemble", "member / self.ensemble", HAND),
+    Mutant(
+        "ldznet/predictor.py",
+        "seeded_noise((1, *clean.shape[1:]), self.seed + member)",
+        "seeded_noise((1, *clean.shape[1:]), self.seed)",
+        HAND,
+    ),
+    Mutant(
+        "ldznet/predictor.py",
+        "F.avg_pool2d(logits.sigmoid()[:, None], PIXELS_PER_LATENT)",
+        "logits.sigmoid()[:, None]",
+        HAND,
+    ),
+    Mutant(
+        "ldznet/predictor.py",
+        "log_p = F.logsigmoid(wanted.double()) + sum(F.logsigmoid(-logits[:, rows[u]].double()) for u in phrase.unwanted)",
+        "log_p = F.logsigmoid(torch.stack([wanted.double(), *(-logits[:, rows[u]].double() for u in phrase.unwanted)]).amin(0))",
+        HAND,
+    ),
+]
+
+
+def noticed(mutant: Mutant, copy: Path) -> bool:
+    """Whether the tests fail with the fault in `copy`, which is as it was afterwards."""
+    path = copy / mutant.file
+    text = path.read_text(encoding="utf-8")
+    assert text.count(mutant.old) == 1, f"{mutant.old!r} stands {text.count(mutant.old)} times in {mutant.file}"
+    path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+    try:
+        command = ["pytest", "-x", "-q", "-p", "no:cacheprovider", *(f"tests/{name}" for name in mutant.tests.split())]
+        environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=600)
+        if done.returncode not in (0, 1):
+            print(done.stdout[-2000:])
+        return done.returncode == 1
+    finally:
+        path.write_text(text, encoding="utf-8")
+
+
+def main() -> int:
+    """Runs the mutants whose file or fault holds one of the words given, or all."""
+    words = sys.argv[1:]
+    chosen = [m for m in MUTANTS if not words or any(word in part for word in words for part in m)]
+    with tempfile.TemporaryDirectory() as folder:
+        for name in COPIED:
+            source = ROOT / name
+            if source.is_dir():
+                shutil.copytree(source, Path(folder) / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, folder)
+        unseen = 0
+        for mutant in chosen:
+            try:
+                seen = noticed(mutant, Path(folder))
+            except AssertionError as error:
+                seen = False
+                print(f"stale: {error}", flush=True)
+            else:
+                print(f"{'noticed' if seen else 'UNSEEN '}: {mutant.file}: {mutant.new.strip()[:90]}", flush=True)
+            unseen += not seen
+    print(f"{len(chosen) - unseen} of {len(chosen)} noticed")
+    return int(unseen > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
