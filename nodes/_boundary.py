@@ -29,6 +29,11 @@ class Segmented:
     size: Size
     offset: Size = (0, 0)
     notes: tuple[str, ...] = ()  # lines for the report
+    threshold: float = 0.5  # of the node that segmented: what the nodes after it follow unless they have their own
+
+    def threshold_or(self, own: float) -> float:
+        """`own`, what another node's threshold says; where that is below 0, this segmentation's."""
+        return self.threshold if own < 0 else own
 
     def probabilities(self) -> Float[Tensor, "b p h w"]:
         """At the picture's size; the frame's outermost pixels stand for what was cut off."""
@@ -37,9 +42,9 @@ class Segmented:
         below, right = height - maps.shape[2] - top, width - maps.shape[3] - left
         return F.pad(maps, (left, right, top, below), mode="replicate") if (below, right) != (0, 0) else maps
 
-    def masks(self, threshold: float) -> Float[Tensor, "b p h w"]:
-        """0 or 1, at the picture's size; zeros for a phrase that was not found."""
-        return (self.soft() > threshold).float()
+    def masks(self, own: float) -> Float[Tensor, "b p h w"]:
+        """0 or 1 by `threshold_or(own)`, at the picture's size; zeros for a phrase that was not found."""
+        return (self.soft() > self.threshold_or(own)).float()
 
     def soft(self) -> Float[Tensor, "b p h w"]:
         """The probabilities, zeros for a phrase that was not found."""

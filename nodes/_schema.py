@@ -8,6 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 CATEGORY = "LD-ZNet"
+FOLLOW = -1.0  # in the place of a threshold: that of the node that segmented
 INNER = "LD-ZNet/inner"  # of the nodes that others expand to
 
 HeadType = io.Custom("LDZNET_HEAD")
@@ -37,15 +38,29 @@ def text_input() -> Any:
     )
 
 
-def threshold_input(default: float = 0.5) -> Any:
-    """On probabilities."""
+def threshold_input() -> Any:
+    """On probabilities, of a node that segments: what nodes after it follow."""
     return io.Float.Input(
         "threshold",
-        default=default,
+        default=0.5,
         min=0.0,
         max=1.0,
         step=0.01,
-        tooltip="Pixels more probable than this are in the mask. Moving it re-runs only the cheap part.",
+        tooltip="Pixels more probable than this are in the mask, here and in every node after this one whose own "
+        "threshold is -1. Moving it re-runs only the cheap part.",
+    )
+
+
+def following_input(name: str = "threshold", what: str = "Pixels more probable than this are in the mask.") -> Any:
+    """A threshold of a node's own, or `FOLLOW`; see `Segmented.threshold_or`."""
+    return io.Float.Input(
+        name,
+        display_name=f"{name} (-1: follow)",
+        default=FOLLOW,
+        min=FOLLOW,
+        max=1.0,
+        step=0.01,
+        tooltip=f"-1: the threshold of the node that segmented. From 0 on, this node's own. {what}",
     )
 
 

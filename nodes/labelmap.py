@@ -10,7 +10,7 @@ from torch import Tensor
 from ..ldznet import drawing, masks
 from ..ldznet.shapes import Bool, Int
 from ._boundary import Segmented, image_of, mask_of
-from ._schema import CATEGORY, BoxType, schema, segmentation_input
+from ._schema import CATEGORY, BoxType, following_input, schema, segmentation_input
 
 LEVELS = 255  # label k is k / 255, as a picture of 8 bits stores it
 
@@ -41,13 +41,9 @@ class LabelMap(io.ComfyNode):
             search_aliases=["SEGS", "bounding box", "color mask", "regional"],
             inputs=[
                 segmentation_input(),
-                io.Float.Input(
+                following_input(
                     "background",
-                    default=0.5,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="The background's probability: a pixel where no phrase has more stays unlabelled.",
+                    "It is the background's probability: a pixel where no phrase has more stays unlabelled.",
                 ),
             ],
             outputs=_outputs(),
@@ -57,7 +53,7 @@ class LabelMap(io.ComfyNode):
     def execute(cls, segmentation: Segmented, background: float) -> Any:
         """See ComfyNode."""
         result = segmentation.result
-        labels = masks.label_map(segmentation.soft(), background)
+        labels = masks.label_map(segmentation.soft(), segmentation.threshold_or(background))
         count = len(result.phrases)
         regions = [regions_of(labels[b], result.phrases, result.scores[b]) for b in range(len(labels))]
         boxes = [[box_of(seg) for seg in image] for image in regions]

@@ -11,7 +11,7 @@ from ..ldznet import masks
 from ..ldznet.shapes import Float
 from ._boundary import Segmented, guide_of, mask_of, socket
 from ._phrases import pick
-from ._schema import CATEGORY, schema, segmentation_input, threshold_input
+from ._schema import CATEGORY, following_input, schema, segmentation_input
 
 MODES = ("threshold", "soft")
 REFINES = ("none", "guided filter", "PAMR")
@@ -55,7 +55,7 @@ class MaskFromSegmentation(io.ComfyNode):
         soft = segmentation.soft()[:, chosen].amax(dim=1)
         mask = refined(soft, image, refine)
         if mode == "threshold":
-            mask = (mask > threshold).float()
+            mask = (mask > segmentation.threshold_or(threshold)).float()
         mask = masks.drop_specks(mask, drop_specks)
         mask = masks.fill_holes(mask) if fill_holes else mask
         mask = masks.feather(masks.grow(mask, grow), feather)
@@ -88,7 +88,7 @@ def _choice_inputs() -> list[Any]:
             default=MODES[0],
             tooltip="threshold: 0 or 1. soft: the probability itself, 0 for a phrase that was not found.",
         ),
-        threshold_input(),
+        following_input(),
     ]
 
 

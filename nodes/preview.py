@@ -14,7 +14,7 @@ from ..ldznet.errors import InputError
 from ..ldznet.images import resize
 from ..ldznet.shapes import Float
 from ._boundary import Segmented, guide_of, image_of
-from ._schema import CATEGORY, schema, segmentation_input, threshold_input
+from ._schema import CATEGORY, following_input, schema, segmentation_input
 
 GREY = 0.5  # of the picture where none is connected
 
@@ -34,7 +34,7 @@ class PreviewSegmentation(io.ComfyNode):
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             inputs=[
                 segmentation_input(),
-                threshold_input(),
+                following_input(),
                 io.Float.Input("opacity", default=0.6, min=0.0, max=1.0, step=0.05, tooltip="Of the colours."),
                 io.Image.Input("image", optional=True, tooltip="The picture that was segmented."),
             ],

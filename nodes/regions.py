@@ -11,7 +11,7 @@ from ..ldznet import masks
 from ..ldznet.shapes import Float
 from ._boundary import Segmented, mask_of
 from ._phrases import pick, read_regions
-from ._schema import CATEGORY, schema, segmentation_input, threshold_input
+from ._schema import CATEGORY, following_input, schema, segmentation_input
 
 
 class RegionPrompts(io.ComfyNode):
@@ -90,6 +90,6 @@ def _inputs() -> list[Any]:
         io.Float.Input(
             "strength", default=1.0, min=0.0, max=10.0, step=0.05, tooltip="Of the regions against each other."
         ),
-        threshold_input(),
+        following_input(),
         io.Int.Input("grow", default=0, min=-512, max=512, tooltip="Grows each region by this many pixels."),
     ]

@@ -17,6 +17,7 @@ from ._boundary import Segmented, frame, mask_of, pixels_of, require_latents, so
 from ._phrases import read_phrases
 from ._schema import (
     CATEGORY,
+    FOLLOW,
     INNER,
     RAW,
     HeadType,
@@ -205,7 +206,7 @@ def soft_maps(
 
 
 class InnerMasks(io.ComfyNode):
-    """The cheap part: the threshold."""
+    """The cheap part: the threshold, here and for the nodes that follow it."""
 
     @classmethod
     def define_schema(cls) -> Any:
@@ -226,6 +227,9 @@ class InnerMasks(io.ComfyNode):
                 MasksType.Output("masks", display_name="masks", tooltip="One per phrase, as one value."),
                 io.Boolean.Output("found", display_name="found", tooltip="Whether any phrase is in any image."),
                 io.String.Output("report", display_name="report", tooltip="Found, score, area."),
+                SegmentationType.Output(
+                    "following", display_name="segmentation", tooltip="The same, with the threshold for other nodes."
+                ),
             ],
         )
 
@@ -237,10 +241,10 @@ class InnerMasks(io.ComfyNode):
                 f"Expected one batch, got a list of {len(segmentation)}. Make a batch of it first: Rebatch Latents or "
                 "Rebatch Images. (socket: latent or image)"
             )
-        masks = segmentation[0].masks(threshold[0])
-        each = [mask_of(masks[:, i]) for i in range(masks.shape[1])]
-        result, notes = segmentation[0].result, segmentation[0].notes
-        return io.NodeOutput(mask_of(masks.amax(dim=1)), each, bool(result.found.any()), report(result, masks, notes))
+        following = dataclasses.replace(segmentation[0], threshold=segmentation[0].threshold_or(threshold[0]))
+        masks, result = following.masks(FOLLOW), following.result
+        each, text = [mask_of(masks[:, i]) for i in range(masks.shape[1])], report(result, masks, following.notes)
+        return io.NodeOutput(mask_of(masks.amax(dim=1)), each, bool(result.found.any()), text, following)
 
 
 def expanded(inner: str, inputs: dict[str, Any], threshold: float) -> Any:
@@ -250,7 +254,8 @@ def expanded(inner: str, inputs: dict[str, Any], threshold: float) -> Any:
     graph = comfyui.GraphBuilder()
     dear = graph.node(inner, **inputs)
     cheap = graph.node("LDZNetInnerMasks", segmentation=dear.out(0), threshold=threshold)
-    return io.NodeOutput(cheap.out(0), cheap.out(1), dear.out(0), cheap.out(2), cheap.out(3), expand=graph.finalize())
+    mask, masks, found, text, segmentation = map(cheap.out, range(5))
+    return io.NodeOutput(mask, masks, segmentation, found, text, expand=graph.finalize())
 
 
 def require_picture(image: Any, vae: Any) -> None:

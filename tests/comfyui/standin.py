@@ -53,6 +53,8 @@ def object_info(node: type) -> dict[str, Any]:
         fields = {RENAMED.get(name, name): value for name, value in part.fields.items()}
         optional = fields.pop("optional", False)
         options = {**DEFAULTS.get(part.io_type, {}), **fields, **part.extra_dict}
+        if part.display_name:
+            options["display_name"] = part.display_name
         inputs.setdefault("optional" if optional else "required", {})[part.id] = [part.io_type, options]
     outputs = {
         "output": [part.io_type for part in schema.outputs],

@@ -35,11 +35,12 @@ def texts_of(node: Any) -> dict[str, Any]:
     """As ComfyUI's page reads them."""
     schema, info = node.GET_SCHEMA(), standin.object_info(node)
     inputs = {**info["input"]["required"], **info["input"].get("optional", {})}
+    labels = {name: options.get("display_name", name) for name, (_, options) in inputs.items()}
     outputs = zip(info["output_name"], info["output_tooltips"], strict=True)
     return {
         "display_name": schema.display_name,
         "description": schema.description,
-        "inputs": {name: {"name": name, "tooltip": options["tooltip"]} for name, (_, options) in inputs.items()},
+        "inputs": {name: {"name": labels[name], "tooltip": inputs[name][1]["tooltip"]} for name in inputs},
         "outputs": {str(i): {"name": name, "tooltip": tooltip} for i, (name, tooltip) in enumerate(outputs)},
     }
 

@@ -40,6 +40,15 @@ def test_a_cut_picture_s_mask_lies_on_the_same_pixels(boundary: Any, nodes: Modu
     assert (int(rows[0]), int(rows[-1]), int(columns[0]), int(columns[-1])) == (42, 61, 51, 90)
 
 
+@pytest.mark.parametrize(("own", "share"), [(-1.0, 0.25), (-0.01, 0.25), (0.0, 0.75), (0.4, 0.5), (0.7, 0.25)])
+def test_a_threshold_below_0_follows_the_segmenting_node_s(
+    boundary: Any, nodes: ModuleType, own: float, share: float
+) -> None:
+    logits = torch.tensor([-1e9, -0.8, 0.1, 2.0]).view(1, 1, 2, 2)  # probabilities 0, 0.31, 0.52, 0.88
+    found = segmented(boundary, nodes, logits, (2, 2), threshold=0.6)
+    assert float(found.masks(own).mean()) == share
+
+
 @pytest.mark.parametrize(
     ("picture", "expected"),
     [
