@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +18,78 @@ from torch import Tensor
 from .errors import InputError
 from .shapes import Float, Size, UInt8
 
-# What Pillow raises for a file that is no picture, damaged, or too large to be one.
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-EXPECTED = "a PIL image, a uint8 array h w 3, or a float tensor b 3 h w in [-1, 1]"
+EXPECTED = "a PIL image, a uint8 array h w 3, or a float tensor b 3 h w in its value_range"
+BAND = 2**20  # pixels that are float32 at once, 12 MB of them: a picture is read in bands of so many
+ORIENTATION = 0x0112  # the EXIF tag that says which side of a picture is up
+SLACK = 0.005  # of a range: how far beyond its ends values may lie, as those of a picture that was resized do
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that was looked at and found good, before anything of it is float32. `size` is upright.
+
+    `rows(top, bottom)` gives that band of it as pixels b 3 bottom-top w in [-1, 1].
+    """
+
+    size: Size
+    rows: Callable[[int, int], Tensor]
+
+    @classmethod
+    def of(cls, image: Any, value_range: Range | None = None) -> Picture:
+        """Of a PIL image of any mode (EXIF rotation applied, transparency over white), a uint8 array h w 3, or a float
+        tensor b 3 h w, which is detached.
+
+        `value_range` says what a float tensor's black and white are, (-1, 1) or (0, 1) nearly always. None takes
+        [-1, 1], and refuses a tensor whose values all lie in [0, 1], for it could be of either. Raises InputError that
+        says what came.
+        """
+        if isinstance(image, Tensor):
+            return cls._of_tensor(image, value_range)
+        if value_range is not None:
+            raise InputError(f"Expected no value_range but with a float tensor, got {value_range!r} with bytes.")
+        if isinstance(image, Image.Image):
+            size, rows = _bands(image)
+        elif isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+            size, rows = (image.shape[0], image.shape[1]), lambda top, bottom: np.array(image[top:bottom])
+        else:
+            raise InputError(f"Expected {EXPECTED}, got {_named(image)}.")
+        if 0 in size:
+            raise InputError(f"Expected {EXPECTED}, got one of {size[0]} x {size[1]} without pixels.")
+        return cls(size, lambda top, bottom: _from_bytes(rows(top, bottom)))
+
+    @classmethod
+    def _of_tensor(cls, image: Tensor, value_range: Range | None) -> Picture:
+        if image.ndim != 4 or image.shape[1] != 3 or not image.is_floating_point() or 0 in image.shape:
+            raise InputError(f"Expected {EXPECTED}, got a tensor {image.dtype} {tuple(image.shape)}.")
+        require_dense(image, "the image")
+        image = image.detach() if image.dtype.itemsize > 1 else image.detach().float()  # float8 does no arithmetic
+        low, high = _checked_range(image, value_range)
+
+        def rows(top: int, bottom: int) -> Tensor:
+            pixels = image[:, :, top:bottom].float()
+            return pixels if (low, high) == (-1, 1) else (pixels - low) * (2 / (high - low)) - 1
+
+        return cls((image.shape[2], image.shape[3]), rows)
+
+    def at(self, size: Size) -> Float[Tensor, "b 3 h w"]:
+        """`pixels` at `size`. The same to the bit as all of it resized at once (on a CPU), in a fraction of the memory:
+        each row is narrowed by itself, then each column shortened."""
+        height, width = self.size
+        step = max(1, BAND // width)
+        first = self._narrowed(0, min(step, height), size[1])
+        if step >= height:
+            return resize(first, size)
+        narrow = first.new_empty((*first.shape[:2], height, size[1]))
+        narrow[:, :, :step] = first
+        for top in range(step, height, step):
+            narrow[:, :, top : top + step] = self._narrowed(top, min(top + step, height), size[1])
+        return resize(narrow, size)
+
+    def _narrowed(self, top: int, bottom: int, width: int) -> Float[Tensor, "b 3 h w"]:
+        band = self.rows(top, bottom)
+        return resize(band, (band.shape[2], width))
 
 
 def open_picture(path: Path) -> Image.Image:
@@ -25,29 +98,26 @@ def open_picture(path: Path) -> Image.Image:
         with Image.open(path) as image:
             image.load()
             return image
-    except UNREADABLE as error:
-        raise InputError(f"Expected a picture at {path}, got: {error}. Give a file that opens in a viewer.") from error
+    except Exception as error:  # each format has a reader of its own, and they raise what they like
+        raise InputError(
+            f"Expected a picture at {path}, got: {_reason(error)}. Give a file that opens in a viewer."
+        ) from error
 
 
-def to_pixels(image: Any) -> Float[Tensor, "b 3 h w"]:
-    """`pixels` of a PIL image of any mode (EXIF rotation applied, transparency over white), a uint8 array h w 3, or a
-    float tensor, which is checked and detached. Raises InputError that says what came."""
-    if isinstance(image, Image.Image):
-        image = _rgb_array(image)
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise InputError(f"Expected {EXPECTED}, got an array {image.dtype} {image.shape}.")
-        image = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float().div_(127.5).sub_(1)
-    if not isinstance(image, Tensor):
-        raise InputError(f"Expected {EXPECTED}, got {type(image).__name__}.")
-    if image.ndim != 4 or image.shape[1] != 3 or not image.is_floating_point() or 0 in image.shape:
-        raise InputError(f"Expected {EXPECTED}, got a tensor {image.dtype} {tuple(image.shape)}.")
-    pixels = image.detach().float()
-    require_finite(pixels, "the image")
-    low, high = pixels.aminmax()
-    if low < -1.01 or high > 1.01:
-        raise InputError(f"Expected pixels in [-1, 1], got {low:.2f} .. {high:.2f}. Divide by 127.5 and subtract 1.")
-    return pixels
+def to_pixels(image: Any, value_range: Range | None = None) -> Float[Tensor, "b 3 h w"]:
+    """`pixels` at their own size of what `Picture.of` takes, and raises as it does."""
+    picture = Picture.of(image, value_range)
+    return picture.at(picture.size)
+
+
+def to_bytes(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """A PIL image of any mode upright and as RGB, transparency over white. Raises InputError for a damaged one."""
+    (height, width), rows = _bands(image)
+    out = np.empty((height, width, 3), np.uint8)
+    step = max(1, BAND // max(1, width))
+    for top in range(0, height, step):
+        out[top : top + step] = rows(top, min(top + step, height))
+    return out
 
 
 def to_pictures(pixels: Float[Tensor, "b 3 h w"]) -> UInt8[np.ndarray, "b h w 3"]:
@@ -61,6 +131,14 @@ def require_finite(tensor: Tensor, name: str, advice: str = "Look at what made t
         raise InputError(f"Expected finite numbers in {name}, got NaN or infinity. {advice}")
 
 
+def require_dense(tensor: Tensor, name: str) -> None:
+    """Raises InputError where `tensor` is sparse, quantised, or without values (of the meta device)."""
+    kind = "sparse" if tensor.layout is not torch.strided else "quantised" if tensor.is_quantized else None
+    kind = "meta" if tensor.is_meta else kind
+    if kind:
+        raise InputError(f"Expected an ordinary tensor for {name}, got a {kind} one. Call to_dense() or dequantize().")
+
+
 def resize(maps: Float[Tensor, "b c h w"], size: Size) -> Float[Tensor, "b c H W"]:
     """Bicubic with antialiasing, corner to corner, so nothing shifts."""
     if maps.shape[2:] == torch.Size(size):
@@ -68,28 +146,81 @@ def resize(maps: Float[Tensor, "b c h w"], size: Size) -> Float[Tensor, "b c H W
     return F.interpolate(maps.float(), size=size, mode="bicubic", align_corners=False, antialias=True).to(maps.dtype)
 
 
-def _rgb_array(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+def _checked_range(image: Tensor, value_range: Range | None) -> Range:
+    """The range of a float tensor: what its black and white are. Raises InputError where its values do not fit."""
+    low, high = (-1.0, 1.0) if value_range is None else _two_numbers(value_range)
+    rows = max(1, BAND // image.shape[3])
+    ends = [torch.stack(band.aminmax()) for band in image.split(rows, dim=2)]  # of all at once it may need a copy
+    lowest, highest = (float(end) for end in (torch.stack(ends)[:, 0].amin(), torch.stack(ends)[:, 1].amax()))
+    if not (math.isfinite(lowest) and math.isfinite(highest)):
+        raise InputError("Expected finite numbers in the image, got NaN or infinity. Look at what made them.")
+    slack = SLACK * (high - low)
+    if lowest < low - slack or highest > high + slack:
+        raise InputError(
+            f"Expected pixels in [{low:g}, {high:g}], got {lowest:.2f} .. {highest:.2f}. Say what black and white are: "
+            "value_range=(0, 255), or (0, 1), or (-1, 1)."
+        )
+    if value_range is None and lowest >= -slack:
+        raise InputError(
+            f"Expected a value_range with pixels of {lowest:.2f} .. {highest:.2f}, got none: they may be [0, 1], as "
+            "torchvision makes them, or a bright picture in [-1, 1]. Pass value_range=(0, 1) or value_range=(-1, 1)."
+        )
+    return low, high
+
+
+def _two_numbers(value_range: Any) -> Range:
+    if isinstance(value_range, Sequence) and len(value_range) == 2:
+        low, high = value_range
+        if all(isinstance(end, (int, float)) and math.isfinite(end) for end in (low, high)) and low < high:
+            return float(low), float(high)
+    raise InputError(f"Expected a value_range such as (0, 1) or (-1, 1), black first, got {value_range!r}.")
+
+
+def _from_bytes(rows: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "1 3 h w"]:
+    return torch.from_numpy(rows).permute(2, 0, 1)[None].float().div_(127.5).sub_(1)
+
+
+def _bands(image: Image.Image) -> tuple[Size, Callable[[int, int], np.ndarray]]:
+    """The upright size of a PIL image, and what gives rows `top` to `bottom` of it as uint8 RGB."""
     try:
-        return np.asarray(_rgb(image))
-    except UNREADABLE as error:  # files are read late
-        raise InputError(f"Expected {EXPECTED}, got one that cannot be read: {error}.") from error
+        image.load()  # files are read late
+        upright = image if image.getexif().get(ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
+        band = partial(_rgb_band, upright)
+        if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
+            greys = np.asarray(upright)
+            band = partial(_grey_band, greys, _grey_scale(greys, upright.mode == "F"))
+    except Exception as error:
+        raise InputError(f"Expected {EXPECTED}, got one that cannot be read: {_reason(error)}.") from error
+    return (upright.height, upright.width), band
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
-        upright = Image.fromarray(_bytes(np.asarray(upright, dtype=np.float64), upright.mode == "F"))
-    if "A" in upright.getbands() or "transparency" in upright.info:
-        layer = upright.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(white, layer).convert("RGB")
-    return upright.convert("RGB")
+def _rgb_band(upright: Image.Image, top: int, bottom: int) -> UInt8[np.ndarray, "h w 3"]:
+    band = upright.crop((0, top, upright.width, bottom))
+    if "A" in band.getbands() or "transparency" in band.info:
+        layer = band.convert("RGBA")
+        band = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return np.array(band.convert("RGB"))
 
 
-def _bytes(values: np.ndarray, real: bool) -> UInt8[np.ndarray, "h w"]:
-    """0 .. 255 of greys that do not say their range: 16 bits if one is above 255, 0 .. 1 if real and none over 1."""
-    if not np.isfinite(values).all():
+def _grey_band(greys: np.ndarray, scale: float, top: int, bottom: int) -> UInt8[np.ndarray, "h w 3"]:
+    values = greys[top:bottom].astype(np.float64) * scale
+    return np.repeat(values.clip(0, 255).round().astype(np.uint8)[:, :, None], 3, axis=2)
+
+
+def _grey_scale(greys: np.ndarray, real: bool) -> float:
+    """To 0 .. 255 from greys that do not say their range: 16 bits if one is above 255, 0 .. 1 if real and none over 1.
+
+    Raises ValueError where NaN or infinity is among them.
+    """
+    lowest, highest = greys.min(initial=0), greys.max(initial=0)
+    if not (math.isfinite(lowest) and math.isfinite(highest)):
         raise ValueError("NaN or infinity among its greys")
-    highest = values.max(initial=0)
-    scale = 255 / 65535 if highest > 255 else 255 if real and highest <= 1 else 1
-    return (values * scale).clip(0, 255).round().astype(np.uint8)
+    return 255 / 65535 if highest > 255 else 255 if real and highest <= 1 else 1
+
+
+def _named(image: Any) -> str:
+    return f"an array {image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+
+
+def _reason(error: Exception) -> str:
+    return f"{error}" or type(error).__name__

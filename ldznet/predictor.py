@@ -18,7 +18,7 @@ from torch import Tensor
 from .config import HeadConfig
 from .contracts import Host, JointSegmenter, Taps, TapSpec
 from .errors import HostError, InputError
-from .images import require_finite, resize, to_pixels
+from .images import Picture, Range, require_dense, require_finite, resize
 from .models import LDZNet
 from .phrases import Phrase, fill, terms_of
 from .schedule import seeded_noise
@@ -68,14 +68,18 @@ class Predictor:
         self._latents: Tensor | None = None
         self._captured: Taps | None = None
 
-    def set_image(self, image: Any) -> None:
-        """A PIL image, a uint8 array h w 3, or a float tensor b 3 h w in [-1, 1]. Encodes it, once."""
-        pixels = to_pixels(image)
-        self._size = (pixels.shape[2], pixels.shape[3])
-        pixels = resize(pixels, self._network_size(self._size)).clamp(-1, 1).to(self.host.device)
+    def set_image(self, image: Any, *, value_range: Range | None = None) -> None:
+        """A PIL image, a uint8 array h w 3, or a float tensor b 3 h w. Encodes it, once. An error changes nothing.
+
+        `value_range` says what a float tensor's black and white are: (-1, 1) if None. One whose values all lie in
+        [0, 1] could be of two ranges: there it must be stated, (0, 1) or (-1, 1), or InputError asks for it.
+        """
+        picture = Picture.of(image, value_range)
+        pixels = picture.at(self._network_size(picture.size)).clamp(-1, 1).to(self.host.device)
         needs_latents = bool(self.config.tap_specs) or not self.config.takes_pixels
-        self._latents = self._encoded(pixels) if needs_latents else None
-        self._input, self._captured = pixels if self.config.takes_pixels else self._latents, None
+        latents = self._encoded(pixels) if needs_latents else None
+        self._size, self._latents, self._captured = picture.size, latents, None
+        self._input = pixels if self.config.takes_pixels else latents
 
     def _encoded(self, pixels: Tensor) -> Tensor:
         latents = self.host.encode_image(pixels.to(self.host.dtype)).float()
@@ -296,6 +300,7 @@ def _checked_latents(latents: Any, channels: int) -> Tensor:
         raise InputError(f"Expected latents as a real tensor b {channels} h w in model space, got {kind}.")
     if latents.ndim != 4 or latents.shape[1] != channels or 0 in latents.shape:
         raise InputError(f"Expected latents b {channels} h w in model space, got {tuple(latents.shape)}.")
+    require_dense(latents, "the latents")
     latents = latents.detach().float()
     require_finite(latents, "the latents")
     return latents

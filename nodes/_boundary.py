@@ -70,11 +70,6 @@ def guide_of(image: Float[Tensor, "b h w c"]) -> Float[Tensor, "b 3 h w"]:
     return image[..., :3].movedim(-1, 1).float().clamp(0, 1)
 
 
-def pixels_of(image: Float[Tensor, "b h w c"]) -> Float[Tensor, "b 3 h w"]:
-    """`pixels` in [-1, 1] of an IMAGE."""
-    return guide_of(image) * 2 - 1
-
-
 def image_of(pictures: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b h w 3"]:
     """An IMAGE of RGB in [0, 1]."""
     return pictures.movedim(1, -1).contiguous()

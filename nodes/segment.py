@@ -13,7 +13,7 @@ from ..ldznet.errors import InputError
 from ..ldznet.predictor import RESOLUTIONS, Predictor
 from ..ldznet.segmentation import Segmentation
 from ..ldznet.shapes import Float
-from ._boundary import Segmented, frame, mask_of, pixels_of, require_latents, socket, vae_latents_of
+from ._boundary import Segmented, frame, guide_of, mask_of, require_latents, socket, vae_latents_of
 from ._phrases import read_phrases
 from ._schema import (
     CATEGORY,
@@ -198,7 +198,7 @@ def soft_maps(
     else:
         require_picture(image, vae)
         with socket("image"):
-            predictor.set_image(pixels_of(image))
+            predictor.set_image(guide_of(image), value_range=(0, 1))
             size, offset = (image.shape[1], image.shape[2]), (0, 0)
     with socket("text"):
         result = predictor.predict(phrases)

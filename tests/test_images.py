@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from ldznet import images
 from ldznet.errors import InputError
-from ldznet.images import open_picture, resize, to_pixels
+from ldznet.images import Picture, open_picture, resize, to_bytes, to_pixels
 
 
 def transparent_palette() -> Image.Image:
@@ -71,6 +72,68 @@ def test_arrays_and_tensors_are_not_changed() -> None:
     again = to_pixels(pixels.double().requires_grad_())
     assert torch.equal(again, pixels)
     assert not again.requires_grad
+
+
+@pytest.mark.parametrize("value_range", [(0, 1), (-1, 1), (0, 255), (0.2, 0.4)])
+def test_a_stated_range_is_read_as_stated(value_range: tuple[float, float]) -> None:
+    array = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    share = torch.from_numpy(array).permute(2, 0, 1)[None].double() / 255
+    low, high = value_range
+    torch.testing.assert_close(to_pixels(low + (high - low) * share, value_range), to_pixels(array), atol=1e-5, rtol=0)
+
+
+BRIGHT = torch.linspace(0, 1, 12).reshape(1, 3, 2, 2)  # of [0, 1], or a bright picture of [-1, 1]
+
+
+def test_a_range_that_cannot_be_told_must_be_stated() -> None:
+    with pytest.raises(InputError, match=r"pixels of 0.00 .. 1.00, got none.*value_range=\(0, 1\) or value_range=\(-1"):
+        to_pixels(BRIGHT)
+    assert torch.equal(to_pixels(BRIGHT, (-1, 1)), BRIGHT)
+    assert torch.equal(to_pixels(BRIGHT, (0, 1)), BRIGHT * 2 - 1)
+    assert torch.equal(to_pixels(BRIGHT - 0.1), BRIGHT - 0.1)  # one value below zero tells
+
+
+@pytest.mark.parametrize("value_range", [(1, 0), (0, 0), (0,), "01", 1.0, (0, float("nan")), (None, 1)])
+def test_a_range_that_is_none_is_refused(value_range: object) -> None:
+    with pytest.raises(InputError, match="Expected a value_range such as"):
+        to_pixels(BRIGHT, value_range)
+
+
+def test_values_beyond_the_stated_range_are_refused() -> None:
+    with pytest.raises(InputError, match=r"pixels in \[0, 1\], got 0.00 .. 2.00. Say what black and white are"):
+        to_pixels(BRIGHT * 2, (0, 1))
+    with pytest.raises(InputError, match="no value_range but with a float tensor"):
+        to_pixels(np.zeros((2, 2, 3), np.uint8), (0, 1))
+
+
+@pytest.mark.parametrize("size", [(16, 24), (90, 33), (64, 33), (40, 100), (30, 50)])
+@pytest.mark.parametrize("make", [np.array, Image.fromarray, to_pixels], ids=["array", "PIL", "tensor"])
+def test_bands_are_resized_as_the_whole_is(make, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    array = np.random.default_rng(0).integers(0, 256, (64, 50, 3), dtype=np.uint8)
+    expected = resize(to_pixels(array), size)
+    monkeypatch.setattr(images, "BAND", 50 * 7)
+    assert torch.equal(Picture.of(make(array)).at(size), expected)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_bytes_are_those_of_the_pixels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    upright = PICTURES[name][0].rotate(90, expand=True)
+    upright.getexif()[0x0112] = 6
+    expected = images.to_pictures(to_pixels(upright))[0]
+    monkeypatch.setattr(images, "BAND", 1)
+    assert (to_bytes(upright) == expected).all()
+
+
+UNUSABLE = {
+    "sparse": torch.ones(1, 3, 2, 2).to_sparse(),
+    "meta": torch.ones(1, 3, 2, 2, device="meta"),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_a_tensor_without_values_in_memory_is_refused(kind: str) -> None:
+    with pytest.raises(InputError, match=f"Expected an ordinary tensor for the image, got a {kind} one"):
+        to_pixels(UNUSABLE[kind])
 
 
 @pytest.mark.parametrize("image", [Image.new("RGB", (0, 4)), np.zeros((0, 4, 3), np.uint8), torch.zeros(0, 3, 8, 8)])

@@ -344,6 +344,28 @@ def test_images_of_any_float_and_with_gradients(predictor: Predictor) -> None:
     assert result.probabilities.shape == (2, 1, 40, 56)
 
 
+def test_a_picture_of_0_to_1_gives_the_masks_of_its_bytes(predictor: Predictor) -> None:
+    array = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    predictor.set_image(array)
+    expected = predictor.predict(["grass"]).logits
+    picture = torch.from_numpy(array).permute(2, 0, 1)[None] / 255
+    predictor.set_image(picture, value_range=(0, 1))
+    torch.testing.assert_close(predictor.predict(["grass"]).logits, expected, atol=1e-4, rtol=0)
+    with pytest.raises(InputError, match="Expected a value_range"):
+        predictor.set_image(picture)
+
+
+def test_a_refused_picture_leaves_the_one_before() -> None:
+    host = LosslessHost()
+    predictor = Predictor(host, LosslessHead())
+    predictor.set_image(np.zeros((40, 56, 3), np.uint8))
+    expected = predictor.predict(["grass"]).probabilities
+    host.encode_image = lambda pixels: torch.full((1, 64, 2, 2), torch.inf)
+    with pytest.raises(InputError, match="the VAE's latents"):
+        predictor.set_image(np.zeros((64, 64, 3), np.uint8))
+    assert torch.equal(predictor.predict(["grass"]).probabilities, expected)
+
+
 @pytest.mark.parametrize("size", [(40, 56), (33, 71), (1, 9)])
 def test_rgbnet_reads_pixels(size: tuple[int, int]) -> None:
     config = HeadConfig(network="rgbnet", unet=world.head_config("znet").unet, latent_grid=(8, 8), size_multiple=32)

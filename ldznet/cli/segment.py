@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..images import to_pictures, to_pixels
+from ..images import to_bytes
 from ..segmentation import Segmentation
 from .sheet import overlay, save_png
 
@@ -24,7 +24,7 @@ def write_masks(picture: Image.Image, result: Segmentation, threshold: float, ou
         save_png(Image.fromarray(masks[i].astype(np.uint8) * 255), path)
         state = "found" if result.found[0, i] else "not found"
         yield f"{path}: {phrase}, {state}, score {result.scores[0, i]:.2f}, {masks[i].mean():.1%} of the image"
-    upright = to_pictures(to_pixels(picture))[0]
+    upright = to_bytes(picture)
     save_png(Image.fromarray(overlay(upright, masks)), out / "overlay.png")
     yield f"{out / 'overlay.png'}: all of them"
 

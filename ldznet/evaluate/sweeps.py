@@ -54,7 +54,8 @@ def from_pixels(predictor: Predictor) -> Segment:
 
     def segment(item: Item, phrases: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         host = predictor.host
-        predictor.set_image(host.decode_latents(host.encode_image(to_pixels(item.image))))
+        pixels = host.decode_latents(host.encode_image(to_pixels(item.image)))
+        predictor.set_image(pixels, value_range=(-1, 1))
         return arrays(predictor.predict(phrases))
 
     return segment

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from attention import unets
@@ -144,7 +145,7 @@ def test_minus_ensembles_and_progress_work_as_with_other_heads(host: TinyHost, p
 
 def test_a_picture_of_any_shape(host: TinyHost) -> None:
     wide = Predictor(host, load_head("attention"))
-    wide.set_image(torch.zeros(1, 3, 100, 333))
+    wide.set_image(np.zeros((100, 333, 3), np.uint8))
     assert wide.predict(["grass"]).probabilities.shape == (1, 1, 100, 333)
 
 

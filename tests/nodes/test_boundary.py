@@ -63,9 +63,9 @@ def test_frames(boundary: Any, picture: Any, expected: Any) -> None:
 
 
 def test_alpha_is_dropped_and_values_are_cut(boundary: Any) -> None:
-    pixels = boundary.pixels_of(torch.full((1, 4, 6, 4), 1.5))
-    assert pixels.shape == (1, 3, 4, 6)
-    assert pixels.max() == 1
+    guide = boundary.guide_of(torch.tensor([-0.5, 0.25, 1.5, 9.0]).expand(1, 4, 6, 4))
+    assert guide.shape == (1, 3, 4, 6)
+    assert guide[0, :, 3, 5].tolist() == [0, 0.25, 1]
 
 
 def test_lines(phrases: Any) -> None:
