@@ -26,8 +26,8 @@ def picture(path: Path, size: tuple[int, int], left: str = "red", orientation: i
 
 
 def mask(path: Path, size: tuple[int, int]) -> None:
-    """White on the left half, and grey just below the threshold on the right one."""
-    values = np.full(size[::-1], 127, np.uint8)
+    """White on the left half."""
+    values = np.zeros(size[::-1], np.uint8)
     values[:, : size[0] // 2] = 255
     Image.fromarray(values).save(path)
 
