@@ -100,6 +100,15 @@ class Host(Protocol):
         ...
 
 
+@runtime_checkable
+class SmallVocabulary(Protocol):
+    """A host whose text encoder has seen a few words only: the tiny world's. No other has this."""
+
+    def unknown_words(self, texts: Sequence[str]) -> list[str]:
+        """The words of `texts` that it has never seen, each once, in order."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Conditioning:
     """What prompts give a UNet: `context`, and what else its host needs with it (SDXL's pooled text), opaque here."""

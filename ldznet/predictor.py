@@ -15,12 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .combining import Maps, combined
 from .config import HeadConfig
-from .contracts import Host, JointSegmenter, Taps, TapSpec
+from .contracts import Host, JointSegmenter, SmallVocabulary, Taps, TapSpec
 from .errors import HostError, InputError
 from .images import Picture, Range, require_dense, require_finite, resize
 from .models import LDZNet
-from .phrases import Phrase, fill, terms_of
+from .phrases import fill, read, terms_of
 from .schedule import seeded_noise
 from .segmentation import Segmentation
 from .shapes import PIXELS_PER_LATENT, Float, Size, fit_area, round_to_multiple, tap_size
@@ -104,7 +105,7 @@ class Predictor:
 
     @torch.no_grad()
     def predict(self, phrases: Sequence[str]) -> Segmentation:
-        """A mask per phrase ("a - b" leaves b out of a), in the order given, for every image that was set."""
+        """A mask per phrase (`phrases` says how they are read), in the order given, for every image that was set."""
         if self._input is None:
             raise InputError("Expected an image or latents first. Call set_image or set_latents.")
         if isinstance(phrases, str):
@@ -112,23 +113,27 @@ class Predictor:
         if not isinstance(phrases, Iterable):
             raise InputError(f'Expected a list of phrases, got {type(phrases).__name__}. Write ["a dog", "grass"].')
         phrases = tuple(phrases)
-        parsed = [Phrase.parse(phrase) for phrase in phrases]
-        terms = terms_of(parsed)
-        if not terms:
+        parsed = read(phrases)
+        if not parsed:
             raise InputError("Expected at least one phrase, got none.")
-        rows = {term: row for row, term in enumerate(terms)}
-        logits, scores, deviation = self._run(terms)
-        wanted = [rows[p.wanted] for p in parsed]
-        combined = torch.stack([_without(logits, rows, p) for p in parsed], dim=1)
+        terms = terms_of(parsed)
+        maps = combined(parsed, terms, Maps(*self._run(terms)), self.config.presence_threshold)
         return Segmentation(
-            logits=combined,
+            logits=maps.logits,
             phrases=phrases,
             size=self._size,
-            scores=scores[:, wanted],
+            scores=maps.scores,
             found_threshold=self.config.presence_threshold,
-            deviation=None if deviation is None else deviation[:, wanted],
+            deviation=maps.deviation,
             calibrated=self.config.calibrated,
+            hints=(*(hint for phrase in parsed for hint in phrase.hints), *self._unknown(terms)),
         )
+
+    def _unknown(self, terms: Sequence[str]) -> list[str]:
+        """A sentence where `terms` hold words that the host has never seen; only one of a small vocabulary has such."""
+        unknown = self.host.unknown_words(terms) if isinstance(self.host, SmallVocabulary) else []
+        words = ", ".join(f'"{word}"' for word in unknown)
+        return [f"{words}: no word of this model, which knows few, so a mask of it means nothing"] if unknown else []
 
     def _run(self, terms: Sequence[str]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Logits b t h w, scores b t and, for an ensemble, the deviation of the probabilities b t h w."""
@@ -263,15 +268,6 @@ def require_fit(host: Host, config: HeadConfig) -> None:
 def score_of(logits: Float[Tensor, "n h w"]) -> Float[Tensor, " n"]:
     """The highest probability of the mask averaged over 8 x 8 pixels: a score for heads without a presence output."""
     return F.avg_pool2d(logits.sigmoid()[:, None], PIXELS_PER_LATENT).amax(dim=(1, 2, 3))
-
-
-def _without(logits: Tensor, rows: dict[str, int], phrase: Phrase) -> Tensor:
-    """Logits b h w of the wanted term; with unwanted ones, of p(wanted) times each 1 - p(unwanted)."""
-    wanted = logits[:, rows[phrase.wanted]]
-    if not phrase.unwanted:
-        return wanted
-    log_p = F.logsigmoid(wanted.double()) + sum(F.logsigmoid(-logits[:, rows[u]].double()) for u in phrase.unwanted)
-    return (log_p - torch.log(-torch.expm1(log_p))).clamp(-80, 80).float()
 
 
 def _like(tensor: Tensor, module: torch.nn.Module) -> Tensor:

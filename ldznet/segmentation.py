@@ -33,6 +33,7 @@ class Segmentation:
     found_threshold: float = 0.5
     deviation: Float[Tensor, "b p h w"] | None = None  # of the ensemble's probabilities, at the network's size
     calibrated: bool = True
+    hints: tuple[str, ...] = ()  # sentences on how phrases were read, where that is not as typed
 
     @property
     def found(self) -> Bool[Tensor, "b p"]:

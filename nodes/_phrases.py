@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..ldznet.errors import InputError
-from ..ldznet.phrases import Phrase
+from ..ldznet.phrases import read
 from ._boundary import socket
 
 ARROW = "=>"
@@ -19,11 +19,10 @@ def read_lines(text: str, name: str = "text") -> list[str]:
 
 
 def read_phrases(text: str) -> list[str]:
-    """Phrases, one a line; raises InputError for "a - " and the like."""
+    """Phrases, one a line; raises InputError for one that names nothing, such as "a dog - "."""
     lines = read_lines(text)
-    for line in lines:
-        with socket("text"):
-            Phrase.parse(f" {line} ")  # spaces stand at the ends of lines unseen: "a star -" lacks a part
+    with socket("text"):
+        read(lines)
     return lines
 
 

@@ -267,13 +267,13 @@ def require_picture(image: Any, vae: Any) -> None:
 
 
 def report(result: Segmentation, masks: Float[Tensor, "b p h w"], notes: Sequence[str] = ()) -> str:
-    """A line for each image and phrase, then `notes`."""
+    """A line for each image and phrase, then what the result says of itself, then `notes`."""
     lines = []
     for b in range(masks.shape[0]):
         for p, phrase in enumerate(result.phrases):
             share = f", {100 * float(masks[b, p].mean()):.1f} % of the picture" if result.found[b, p] else ""
             lines.append(f'image {b + 1}, "{phrase}": {result.state(b, p)}{share}, {result.score_text(b, p)}')
-    return "\n".join([*lines, *([result.caveat] if result.caveat else []), *notes])
+    return "\n".join([*lines, *filter(None, [result.caveat]), *result.hints, *notes])
 
 
 def at_rest(result: Segmentation, device: Any) -> Segmentation:

@@ -14,7 +14,6 @@ from ldznet import HeadConfig, Predictor, Segmentation, UNetConfig
 from ldznet.errors import HostError, InputError
 from ldznet.hosts.tiny import TinyHost
 from ldznet.models import build_head
-from ldznet.phrases import Phrase, fill
 from ldznet.tinyworld import world
 
 
@@ -123,7 +122,7 @@ def test_progress_counts_and_stops(predictor: Predictor) -> None:
 def test_minus_subtracts() -> None:
     predictor = Predictor(LosslessHost(), LosslessHead())
     predictor.set_image(np.full((128, 128, 3), 255, np.uint8))
-    result = predictor.predict(["a", "a - b"])
+    result = predictor.predict(["cat", "cat - dog"])
     assert result.probabilities[0, 0].min() > 0.99
     assert result.probabilities[0, 1].max() < 0.01
 
@@ -229,8 +228,8 @@ def test_float64_and_gradients_are_taken_as_they_are(predictor: Predictor) -> No
 @pytest.mark.parametrize(
     "phrase",
     [
-        *("雪", "собака", "כלב", "कुत्ता", "🦓🏽‍🦓", "e\u0301", "Ǆ", "\ud800", "\x00", "a\nb\tc", "a" * 70),
-        *("<|endoftext|>", "<|startoftext|> cat", "{}", "{0}", "%s", "-", "a-b", "(a:1.3)", "a\u00a0dog", "\u200b"),
+        *("雪", "собака", "כלב", "कुत्ता", "🦓🏽‍🦓", "e\u0301", "Ǆ", "cat\ud800", "a\nb\tc", "a" * 70),
+        *("<endoftext>", "{0}", "%s", "a-b", "(x:1.3)", "a\u00a0dog", "100 %"),
     ],
     ids=ascii,
 )
@@ -274,7 +273,7 @@ def test_a_phrase_given_twice_is_run_once() -> None:
     host = Counting()
     predictor = Predictor(host, LosslessHead())
     predictor.set_image(np.full((64, 64, 3), 255, np.uint8))
-    assert predictor.predict(["a", "b", "a", "a - b"]).probabilities.shape == (1, 4, 64, 64)
+    assert predictor.predict(["cat", "dog", "cat", "cat - dog"]).probabilities.shape == (1, 4, 64, 64)
     assert host.texts == [2]
 
 
@@ -386,16 +385,6 @@ def test_unusable_phrases_say_so(phrase: str, predictor: Predictor) -> None:
 def test_a_head_for_another_model_is_refused() -> None:
     with pytest.raises(HostError, match="context width"):
         Predictor(LosslessHost(), build_head(world.head_config("ldznet")))
-
-
-def test_templates_and_minus() -> None:
-    assert fill("a photo of a {}.", "the red dog") == "a photo of a red dog."
-    assert fill("a photo of the {}.", "A red dog") == "a photo of the red dog."
-    assert fill("a photo of one {}.", "an owl") == "a photo of one owl."
-    assert fill("a photo of a {}.", "a") == "a photo of a a."
-    assert fill("{}", "a red dog") == "a red dog"
-    assert Phrase.parse("a - b - c") == ("a", ("b", "c"))
-    assert Phrase.parse("a t-shirt") == ("a t-shirt", ())
 
 
 def test_not_found_is_a_mask_of_zeros_and_probabilities_stay() -> None:

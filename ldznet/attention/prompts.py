@@ -13,15 +13,12 @@ from typing import NamedTuple
 
 from ..clip_bpe import CONTEXT_LENGTH
 from ..errors import HostError, InputError
+from ..phrases import STOP_WORDS as NAMELESS
 from .config import AttentionConfig
 
 Tokenize = Callable[[str], list[int]]
 MOST_TOKENS = CONTEXT_LENGTH - 2  # without start and end
-NAMELESS = """
-a an and another any are as at by each every for from his her in into is it its my near next no not of on one onto or
-other our over picture photo photograph some that the their them there these this those to under upon with without your
-"""
-STOP_WORDS = frozenset(NAMELESS.split())  # they name nothing to be seen, so their attention says little of a place
+STOP_WORDS = NAMELESS | {"photo", "photograph", "picture"}  # their attention says little of a place
 
 
 class Prompt(NamedTuple):

@@ -157,6 +157,10 @@ class ComfyHost:
         rows = next(iter(_tokens(self.clip, text).values()))
         return [token if isinstance(token, int) else -1 for row in rows for token, _, word in row if word]
 
+    def unknown_words(self, texts: Sequence[str]) -> list[str]:
+        """The words of `texts` that the model has never seen: the tiny world's vocabulary is small, no other is."""
+        return world.unknown_words(texts) if self.family == "tiny" else []
+
     def typed(self, prompt: str) -> tuple[Float[Tensor, "1 n d"], list[int]]:
         """What "CLIP Text Encode" makes of a prompt, weights and all, and its token ids by position (-1 for none)."""
         tokens = self.clip.tokenize(prompt, return_word_ids=True)

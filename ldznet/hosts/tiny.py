@@ -79,6 +79,10 @@ class TinyHost:
         """Token ids of a text of any length, without start, end and padding."""
         return self.models.tokenizer.ids(text)
 
+    def unknown_words(self, texts: Sequence[str]) -> list[str]:
+        """The words of `texts` that the tiny world has never seen, each once, in order."""
+        return world.unknown_words(texts)
+
     def condition(self, prompts: Sequence[str]) -> Conditioning:
         """The context of each prompt; this UNet needs nothing else."""
         return Conditioning(self.encode_text(prompts))

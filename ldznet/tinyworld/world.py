@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -62,6 +63,12 @@ class Models(NamedTuple):
 def tokenizer() -> clip_bpe.Tokenizer:
     """CLIP's tokenizer over the tiny vocabulary; learned from `WORDS`, the same everywhere."""
     return clip_bpe.Tokenizer(*clip_bpe.learn(WORDS))
+
+
+def unknown_words(texts: Iterable[str]) -> list[str]:
+    """The words of `texts`, cut as the tokenizer cuts them, that are not in `WORDS`, each once, in order."""
+    words = (word for text in texts for word in clip_bpe.split_words(text))
+    return [word for word in dict.fromkeys(words) if word not in WORDS]
 
 
 def fresh() -> Models:

@@ -69,11 +69,11 @@ def test_alpha_is_dropped_and_values_are_cut(boundary: Any) -> None:
 
 
 def test_lines(phrases: Any) -> None:
-    assert phrases.read_phrases("  a star \n\n# no\na - b") == ["a star", "a - b"]
+    assert phrases.read_phrases("  a star \n\n# no\ncat - dog") == ["a star", "cat - dog"]
     assert phrases.read_regions("a => b => c\n2=>d") == [("a", "b => c"), ("2", "d")]
     assert phrases.pick("", ("a", "b")) == [0, 1]
     assert phrases.pick("2\na", ("a", "b")) == [1, 0]
-    for bad in ("", "# a", "a -", "- a"):
+    for bad in ("", "# cat", "cat -", "- cat", "the", "background", "cat - cat"):
         with pytest.raises(ValueError, match="Expected"):
             phrases.read_phrases(bad)
     with pytest.raises(ValueError, match='got "3"'):
