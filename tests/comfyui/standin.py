@@ -1,4 +1,4 @@
-"""As much of comfy_api.latest as schemas need, so that the registry of nodes is tested without a host.
+"""As much of comfy_api.latest as schemas and `execute` need, so that nodes are tested without a host.
 
 `object_info(node)` is what ComfyUI's /object_info says of it; test_host.py holds the two against each other.
 """
@@ -10,6 +10,8 @@ import enum
 import sys
 import types
 from typing import Any
+
+from . import tinycomfy
 
 RENAMED = {"dynamic_prompts": "dynamicPrompts", "force_input": "forceInput"}
 DEFAULTS = {"STRING": {"multiline": False}, "COMBO": {"multiselect": False}}
@@ -45,6 +47,25 @@ class ComfyNode:
         return cls.define_schema()
 
 
+class NodeOutput(tuple):
+    """The outputs of a node in order, what it shows (`ui`), and the nodes that it expands to."""
+
+    ui: Any
+    expand: dict[str, Any] | None
+
+    def __new__(cls, *outputs: Any, ui: Any = None, expand: dict[str, Any] | None = None) -> NodeOutput:
+        made = super().__new__(cls, outputs)
+        made.ui, made.expand = ui, expand
+        return made
+
+
+class PreviewImage:
+    """An IMAGE that a node shows."""
+
+    def __init__(self, image: Any, cls: Any = None) -> None:
+        self.image, self.cls = image, cls
+
+
 def object_info(node: type) -> dict[str, Any]:
     """Ids, inputs in order with types, defaults and ranges, outputs with types, names and list flags."""
     schema = node.GET_SCHEMA()
@@ -71,10 +92,11 @@ def install() -> None:
     io = types.SimpleNamespace(**{kind: _Type(kind.upper()) for kind in ["Model", "Clip", "Vae", *shown]})
     vars(io).update({kind: _Type(kind.upper(), _Widget) for kind in basic})
     io.BoundingBox, io.Custom, io.Schema, io.ComfyNode = _Type("BOUNDING_BOX"), _Type, Schema, ComfyNode
-    io.Hidden, io.NodeOutput = enum.Enum("Hidden", ["prompt", "extra_pnginfo"]), tuple
+    io.Hidden, io.NodeOutput = enum.Enum("Hidden", ["prompt", "extra_pnginfo"]), NodeOutput
     latest = types.ModuleType("comfy_api.latest")
-    latest.io, latest.ui, latest.ComfyExtension = io, types.SimpleNamespace(), object
+    latest.io, latest.ui, latest.ComfyExtension = io, types.SimpleNamespace(PreviewImage=PreviewImage), object
     paths = types.ModuleType("folder_paths")
     paths.models_dir, paths.get_filename_list = "models", lambda folder: ["a.safetensors", "notes.txt"]
-    paths.add_model_folder_path = lambda name, path: None
+    paths.add_model_folder_path, paths.get_full_path = lambda name, path: None, lambda folder, name: None
     sys.modules.update({"comfy_api": types.ModuleType("comfy_api"), "comfy_api.latest": latest, "folder_paths": paths})
+    tinycomfy.install()
