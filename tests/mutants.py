@@ -5,7 +5,6 @@ noticed, and those whose line is no longer there; exits 1 where there is one. No
 seconds each.
 """
 
-# ruff: noqa: E501
 from __future__ import annotations
 
 import os
@@ -49,9 +48,9 @@ MUTANTS = [
         HAND,
     ),
     Mutant(
-        "ldznet/predictor.py",
-        "log_p = F.logsigmoid(wanted.double()) + sum(F.logsigmoid(-logits[:, rows[u]].double()) for u in phrase.unwanted)",
-        "log_p = F.logsigmoid(torch.stack([wanted.double(), *(-logits[:, rows[u]].double() for u in phrase.unwanted)]).amin(0))",
+        "ldznet/combining.py",
+        "log_left = log_left + torch.where(found, F.logsigmoid(-other.logits.double()), 0.0)",
+        "log_left = torch.minimum(log_left, torch.where(found, F.logsigmoid(-other.logits.double()), 0.0))",
         HAND,
     ),
 ]

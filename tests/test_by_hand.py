@@ -122,12 +122,15 @@ def test_the_score_of_a_head_without_presence_is_its_best_square(
 
 
 def test_a_minus_b_is_a_product(host: TinyHost, head: LDZNet, latents: torch.Tensor) -> None:
-    """p(a) (1 - p(b)) (1 - p(c)) at every pixel, with the score of a."""
+    """p(a) (1 - p(b)) (1 - p(c)) at every pixel, of what is found of b and c; the score of a, less where little of a
+    is left."""
     parts = predicted(host, head, latents, ["a cup", "a purple cup", "snow"])
-    cup, purple, snow = parts.logits.double().sigmoid().unbind(1)
-    result = predicted(host, head, latents, ["a cup - a purple cup", "snow - a cup - a purple cup"])
-    product = torch.stack([cup * (1 - purple), snow * (1 - cup) * (1 - purple)], dim=1)
-    torch.testing.assert_close(result.logits.double().sigmoid(), product, atol=1e-5, rtol=0)
-    least = torch.minimum(cup, 1 - purple)
-    assert (least - product[:, 0]).max() > 0.05  # the smaller of the two is another mask
-    torch.testing.assert_close(result.scores, parts.scores[:, [0, 2]], atol=1e-5, rtol=0)
+    cup, _, snow = parts.logits.double().sigmoid().unbind(1)
+    taken = (parts.logits.double().sigmoid() * parts.found[:, :, None, None]).unbind(1)
+    result = predicted(host, head, latents, ["a cup - a purple cup", "snow - a cup - a purple cup", "a cup - snow"])
+    product = [cup * (1 - taken[1]), snow * (1 - taken[0]) * (1 - taken[1]), cup * (1 - taken[2])]
+    torch.testing.assert_close(result.logits.double().sigmoid(), torch.stack(product, dim=1), atol=1e-5, rtol=0)
+    least = torch.minimum(cup, 1 - taken[1])
+    assert parts.found.any(dim=0).all()
+    assert (least - product[0]).max() > 0.05  # the smaller of the two is another mask
+    assert (result.scores <= parts.scores[:, [0, 2, 0]]).all()
