@@ -17,7 +17,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).absolute().parent  # not resolved: the pack may be a link inside custom_nodes
 HEAD_NAME = "LDZNet_txt2mask.safetensors"
-NEEDED = {"torch": "torch", "safetensors": "safetensors", "numpy": "numpy", "PIL": "pillow", "einops": "einops"}
+NEEDED = {  # by the name that is imported
+    "torch": "torch",
+    "safetensors": "safetensors",
+    "numpy": "numpy",
+    "PIL": "pillow",
+    "einops": "einops",
+    "scipy": "scipy",
+}
 READY = 'ready. With the head "attention (no download)" it works with the SD 1.x, 2.x and SDXL checkpoints you have.'
 DTYPES = ("float16", "bfloat16", "float32")
 

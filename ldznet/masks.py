@@ -1,125 +1,151 @@
-"""What can be done to masks: pure functions of tensors, on any device. Imports errors and shapes alone.
+"""What can be done to masks: pure functions of tensors. Imports errors and shapes alone; needs scipy.
 
-Masks are float b h w in [0, 1]; nothing changes in place. Lengths are true pixels, areas are counts of pixels.
+Masks are float b h w in [0, 1]; nothing changes in place. Lengths are true pixels, areas are counts of pixels. Results
+lie on the mask's device; pieces and the guided filter are worked out on the processor. What may take long calls `check`
+every fraction of a second, which may raise to end it: in ComfyUI it does when the user cancels.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor
 
 from .errors import InputError
 from .shapes import Bool, Float, Int
 
 INSIDE = 0.5  # over this a pixel counts as inside, where a function needs yes or no
+LOW, HIGH = 0.1, 0.9  # of a soft mask: what `ends_pulled` makes 0 and 1 of
 PAMR_DILATIONS = (1, 2, 4, 8, 12, 24)  # Araslanov and Roth 2020, section 4
+TILE = 1024  # pixels: larger pictures are refined in tiles of this side, so that memory is bounded
+ROUNDING = 1e-5  # a blurred mask this near to 1 is 1: the kernel's weights add up to 1 but for rounding
+
+Check = Callable[[], None]
 
 
-def grow(mask: Float[Tensor, "b h w"], pixels: int) -> Float[Tensor, "b h w"]:
+def never() -> None:
+    """The `check` of a caller who does not cancel."""
+
+
+def grow(mask: Float[Tensor, "b h w"], pixels: int, check: Check = never) -> Float[Tensor, "b h w"]:
     """Dilation by a disc of radius `pixels` (Serra 1982): n grows a straight edge by n px. Negative values shrink.
 
-    What lies beyond the picture's edge neither grows into it nor eats it away.
+    Each pixel takes the highest value within the disc, so a soft mask, grown and then cut at a threshold, is the mask
+    cut at that threshold and then grown. What lies beyond the picture's edge neither grows into it nor eats it away.
+    For each row of the disc two shifted maxima over a power of two of pixels make the maximum over that row's length.
     """
     if pixels < 0:
-        return 1 - grow(1 - mask, -pixels)
-    height = mask.shape[1]
-    padded = F.pad(mask[:, None], (0, 0, pixels, pixels))
-    grown = mask[:, None]
-    for dy in range(-pixels, pixels + 1):
-        half = math.floor(math.sqrt(pixels**2 - dy**2))
-        row = padded[:, :, pixels + dy : pixels + dy + height]
-        grown = torch.maximum(grown, F.max_pool2d(row, (1, 2 * half + 1), 1, (0, half)) if half else row)
-    return grown[:, 0]
+        return -grow(-mask, -pixels, check)
+    height, width = mask.shape[1:]
+    pad, grown = min(pixels, width - 1), mask.clone()
+    runs, length = F.pad(mask, (pad, pad), value=-math.inf), 1  # at x the maximum over `length` pixels from x on
+    for dy in range(min(pixels, height - 1), -1, -1):  # rows of the disc, from its top to its middle: ever longer
+        check()
+        half = min(math.isqrt(pixels**2 - dy**2), width - 1)
+        while 2 * length <= 2 * half + 1:
+            runs, length = torch.maximum(runs[..., :-length], runs[..., length:]), 2 * length
+        first, last = pad - half, pad + half + 1 - length
+        row = torch.maximum(runs[..., first : first + width], runs[..., last : last + width])
+        above, below = grown[:, : height - dy], grown[:, dy:]
+        torch.maximum(above, row[:, dy:], out=above)
+        torch.maximum(below, row[:, : height - dy], out=below)
+    return grown
 
 
-def feather(mask: Float[Tensor, "b h w"], pixels: float) -> Float[Tensor, "b h w"]:
-    """Gaussian blur of deviation `pixels` / 2, so that an edge falls off over some 2 · `pixels`. Edges are repeated."""
+def feather(mask: Float[Tensor, "b h w"], pixels: float, check: Check = never) -> Float[Tensor, "b h w"]:
+    """Gaussian blur of deviation `pixels` / 2, so that an edge falls off over some 2 · `pixels`. Edges are repeated.
+
+    Further than 1.5 · `pixels` from the mask 0 stays 0, and as far inside of it 1 stays 1, to the bit.
+    """
     if pixels <= 0:
         return mask
     reach = math.ceil(1.5 * pixels)
     steps = torch.arange(-reach, reach + 1, device=mask.device, dtype=torch.float32)
     kernel = torch.exp(-2 * (steps / pixels) ** 2)
-    kernel = (kernel / kernel.sum()).to(mask.dtype)
-    out = F.conv2d(_repeat_edges(mask[:, None], 0, reach), kernel[None, None, :, None])
-    out = F.conv2d(_repeat_edges(out, reach, 0), kernel[None, None, None, :])
-    return out[:, 0].clamp(0, 1)
+    kernel = (kernel / kernel.sum()).to(mask.dtype)[None, None, :, None]
+    blurred = [_blurred(_blurred(image[None, None], kernel, check).mT, kernel, check).mT for image in mask]
+    out = torch.cat(blurred)[:, 0].clamp(0, 1)
+    return torch.where(out > 1 - ROUNDING, 1, out)
+
+
+def ends_pulled(soft: Float[Tensor, "b h w"]) -> Float[Tensor, "b h w"]:
+    """A soft mask whose ends are exactly 0 and 1: (p − 0.1) / 0.8, cut to [0, 1]; 0.5 stays 0.5.
+
+    A sigmoid reaches neither: a picture composited with its output has no pixel left as it was.
+    """
+    return ((soft - LOW) / (HIGH - LOW)).clamp(0, 1)
 
 
 def fill_holes(mask: Float[Tensor, "b h w"]) -> Float[Tensor, "b h w"]:
     """1 where background is cut off from the picture's edge (4-connected; Soille 2003, section 6.3.7)."""
     outside = mask <= INSIDE
-    labels = components(outside)
     filled = mask.clone()
-    for image, (label, background) in enumerate(zip(labels, outside, strict=True)):
+    for image, (label, background) in enumerate(zip(components(outside), outside, strict=True)):
         edge = torch.cat([label[0], label[-1], label[:, 0], label[:, -1]]).unique()
         filled[image][background & ~torch.isin(label, edge[edge > 0])] = 1
     return filled
 
 
 def drop_specks(mask: Float[Tensor, "b h w"], area: int) -> Float[Tensor, "b h w"]:
-    """0 where fewer than `area` pixels hang together (4-connected; area opening, Vincent 1993)."""
+    """0 where fewer than `area` pixels hang together (4-connected; area opening, Vincent 1993).
+
+    Pixels over 0.5 count. What a soft mask has around a dropped piece goes with it, unless a larger piece hangs there.
+    """
     if area <= 1:
         return mask
     kept = mask.clone()
-    for image, label in enumerate(components(mask > INSIDE)):
-        sizes = label.flatten().bincount()
-        kept[image][(sizes[label] < area) & (label > 0)] = 0
+    for image, (label, around) in enumerate(zip(components(mask > INSIDE), components(mask > 0), strict=True)):
+        large = (label.flatten().bincount()[label] >= area) & (label > 0)
+        kept[image][((label > 0) & ~large) | ~torch.isin(around, around[large].unique())] = 0
     return kept
 
 
 def components(inside: Bool[Tensor, "b h w"]) -> Int[Tensor, "b h w"]:
-    """A number over 0 for each 4-connected piece, 0 outside. Runs of rows and of columns take their highest number in
-    turn until nothing changes (label propagation, after Rosenfeld and Pfaltz 1966)."""
-    _, height, width = inside.shape
-    labels = torch.arange(1, height * width + 1, device=inside.device).view(1, height, width) * inside
-    rows, columns = _runs(inside), _runs(inside.transpose(1, 2))
-    while True:
-        spread = _highest(labels, rows) * inside
-        spread = _highest(spread.transpose(1, 2), columns).transpose(1, 2) * inside
-        if torch.equal(spread, labels):
-            return labels
-        labels = spread
+    """A number from 1 for each 4-connected piece of an image, in the order in which rows meet them; 0 outside."""
+    numbered = [torch.from_numpy(ndimage.label(image.cpu().numpy())[0]) for image in inside]
+    return torch.stack(numbered).long().to(inside.device) if numbered else inside.long()
 
 
 def guided_filter(
-    mask: Float[Tensor, "b h w"], guide: Float[Tensor, "b 3 h w"], radius: int = 12, smoothness: float = 1e-4
+    mask: Float[Tensor, "b h w"],
+    guide: Float[Tensor, "b 3 h w"],
+    radius: int = 12,
+    smoothness: float = 1e-4,
+    check: Check = never,
 ) -> Float[Tensor, "b h w"]:
     """`mask` with the edges of `guide` in [0, 1]: the colour guided filter (He, Sun, Tang 2013, equations 19 to 21).
 
     `radius` in pixels is half the window's side; `smoothness` is the paper's epsilon. 12 pixels are 1.5 latents: the
     best of 4 to 24 on the tiny world (benchmarks/edges.py).
     """
-    _same_size(mask, guide)
-    target = mask[:, None]
-    mean_guide, mean_target = _box(guide, radius), _box(target, radius)
-    covariance = _box(guide * target, radius) - mean_guide * mean_target
-    products = torch.einsum("bihw,bjhw->bijhw", guide, guide).flatten(1, 2)
-    means = torch.einsum("bihw,bjhw->bijhw", mean_guide, mean_guide).flatten(1, 2)
-    variance = (_box(products, radius) - means).unflatten(1, (3, 3)).permute(0, 3, 4, 1, 2)
-    variance = variance + smoothness * torch.eye(3, device=guide.device)
-    a = torch.linalg.solve(variance, covariance.permute(0, 2, 3, 1)[..., None])[..., 0].permute(0, 3, 1, 2)
-    b = mean_target - (a * mean_guide).sum(dim=1, keepdim=True)
-    out = (_box(a, radius) * guide).sum(dim=1, keepdim=True) + _box(b, radius)
-    return out[:, 0].clamp(0, 1)
+
+    def filtered(target: Tensor, picture: Tensor) -> Tensor:
+        return _guided(target, picture, radius, smoothness)
+
+    return _in_tiles(filtered, mask, guide, 2 * radius, check)
 
 
-def pamr(mask: Float[Tensor, "b h w"], guide: Float[Tensor, "b 3 h w"], iterations: int = 10) -> Float[Tensor, "b h w"]:
+def pamr(
+    mask: Float[Tensor, "b h w"], guide: Float[Tensor, "b 3 h w"], iterations: int = 10, check: Check = never
+) -> Float[Tensor, "b h w"]:
     """`mask` averaged over neighbours of like colour in `guide` in [0, 1]: pixel-adaptive mask refinement, Araslanov
     and Roth (CVPR 2020), equations 1 to 3: 8 neighbours at six dilations, contrast scaled by the local deviation."""
-    _same_size(mask, guide)
-    refined = []
-    for target, picture in zip(mask[:, None, None], guide[:, None], strict=True):
-        neighbours = _neighbours(picture)  # 1 3 n h w
-        deviation = torch.cat([neighbours, picture[:, :, None]], dim=2).std(dim=2, keepdim=True)
-        contrast = (neighbours - picture[:, :, None]).abs() / (0.1 * deviation + 1e-8)
-        affinity = (-contrast.mean(dim=1, keepdim=True)).softmax(dim=2)
+
+    def refined(target: Tensor, picture: Tensor) -> Tensor:
+        affinity = _affinity(picture, check)
         for _ in range(iterations):
-            target = (_neighbours(target) * affinity).sum(dim=2)
-        refined.append(target[:, 0])
-    return torch.cat(refined).clamp(0, 1)
+            check()
+            averaged = torch.zeros_like(target)
+            for neighbour, weight in zip(_neighbours(target[None]), affinity, strict=True):
+                averaged.addcmul_(neighbour[0], weight)
+            target = averaged
+        return target.clamp(0, 1)
+
+    return _in_tiles(refined, mask, guide, iterations * max(PAMR_DILATIONS), check)
 
 
 def label_map(probabilities: Float[Tensor, "b p h w"], threshold: float = 0.5) -> Int[Tensor, "b h w"]:
@@ -133,40 +159,114 @@ def label_map(probabilities: Float[Tensor, "b p h w"], threshold: float = 0.5) -
     return torch.where(best > threshold, index + 1, 0)
 
 
-def _runs(inside: Bool[Tensor, "b h w"]) -> Int[Tensor, "b h w"]:
-    """A number for each stretch of like pixels of a row: it goes up where the row changes."""
-    changes = F.pad((inside[..., 1:] != inside[..., :-1]).long(), (1, 0))
-    return changes.cumsum(dim=-1)
+def _blurred(
+    image: Float[Tensor, "1 1 h w"], kernel: Float[Tensor, "1 1 k 1"], check: Check
+) -> Float[Tensor, "1 1 h w"]:
+    """Along columns, some columns at a time; beyond the edge, the edge."""
+    reach, columns = kernel.shape[2] // 2, max(1, TILE**2 // image.shape[2])
+    parts = []
+    for part in image.split(columns, dim=3):
+        check()
+        parts.append(F.conv2d(F.pad(part, (0, 0, reach, reach), mode="replicate"), kernel))
+    return torch.cat(parts, dim=3)
 
 
-def _highest(labels: Int[Tensor, "b h w"], runs: Int[Tensor, "b h w"]) -> Int[Tensor, "b h w"]:
-    """For each pixel the highest of `labels` in its run."""
-    peaks = torch.zeros_like(labels).scatter_reduce(-1, runs, labels, "amax")
-    return peaks.gather(-1, runs)
+def _in_tiles(
+    refine: Callable[[Tensor, Tensor], Tensor],
+    mask: Float[Tensor, "b h w"],
+    guide: Float[Tensor, "b 3 h w"],
+    halo: int,
+    check: Check,
+) -> Float[Tensor, "b h w"]:
+    """`refine` (of h w and 3 h w) of each image, tile by tile; a pixel depends on others within `halo` pixels alone."""
+    _same_size(mask, guide)
+    out = torch.empty_like(mask)
+    for image, picture, result in zip(mask, guide, out, strict=True):
+        for rows, wide_rows in _spans(mask.shape[1], halo):
+            for columns, wide_columns in _spans(mask.shape[2], halo):
+                check()
+                part = refine(image[wide_rows, wide_columns], picture[:, wide_rows, wide_columns])
+                top, left = rows.start - wide_rows.start, columns.start - wide_columns.start
+                whole = result[rows, columns]
+                whole.copy_(part[top : top + whole.shape[0], left : left + whole.shape[1]])
+    return out
 
 
-def _box(maps: Float[Tensor, "b c h w"], radius: int) -> Float[Tensor, "b c h w"]:
-    """Mean over a window of 2 · `radius` + 1, cut off at the picture's edge."""
-    side = 2 * radius + 1
-    out = F.avg_pool2d(maps, (side, 1), 1, (radius, 0), count_include_pad=False)
-    return F.avg_pool2d(out, (1, side), 1, (0, radius), count_include_pad=False)
+def _spans(length: int, halo: int) -> list[tuple[slice, slice]]:
+    """Each tile's pixels along one side, and those with `halo` more on either hand as far as there are any."""
+    starts = range(0, length, TILE)
+    return [
+        (slice(start, min(start + TILE, length)), slice(max(start - halo, 0), min(start + TILE + halo, length)))
+        for start in starts
+    ]
 
 
-def _neighbours(maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c n h w"]:
-    """The 8 neighbours of each pixel at each dilation; beyond the edge, the edge."""
-    height, width = maps.shape[2:]
-    found = []
-    for dilation in PAMR_DILATIONS:
-        padded = _repeat_edges(maps, dilation, dilation)
-        offsets = [(dy, dx) for dy in range(3) for dx in range(3) if (dy, dx) != (1, 1)]
-        for dy, dx in offsets:
-            top, left = dy * dilation, dx * dilation
-            found.append(padded[:, :, top : top + height, left : left + width])
-    return torch.stack(found, dim=2)
+def _guided(
+    target: Float[Tensor, "h w"], guide: Float[Tensor, "3 h w"], radius: int, smoothness: float
+) -> Float[Tensor, "h w"]:
+    """The filter of one picture: a · guide + b with a = (variance + smoothness · 1)⁻¹ covariance in each window."""
+    mean_guide, mean_target = _box(guide, radius), _box(target[None], radius)
+    covariance = _box(guide * target, radius) - mean_guide * mean_target
+    first, second = torch.triu_indices(3, 3, device=guide.device)  # a symmetric matrix's six numbers, row by row
+    variance = _box(guide[first] * guide[second], radius) - mean_guide[first] * mean_guide[second]
+    variance[first == second] += smoothness
+    a = _solved(variance, covariance)
+    b = mean_target - (a * mean_guide).sum(dim=0)
+    return ((_box(a, radius) * guide).sum(dim=0) + _box(b, radius)[0]).clamp(0, 1)
 
 
-def _repeat_edges(maps: Float[Tensor, "b c h w"], across: int, down: int) -> Float[Tensor, "b c H W"]:
-    return F.pad(maps, (across, across, down, down), mode="replicate")
+def _solved(matrices: Float[Tensor, "6 h w"], vectors: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 h w"]:
+    """x of A x = b for symmetric positive A (a11, a12, a13, a22, a23, a33), by A = L D Lᵀ (Golub and Van Loan, 4.1)."""
+    a11, a12, a13, a22, a23, a33 = matrices
+    l21, l31 = a12 / a11, a13 / a11
+    d2 = a22 - l21 * a12
+    rest = a23 - l31 * a12
+    l32 = rest / d2
+    d3 = a33 - l31 * a13 - l32 * rest
+    y1, y2 = vectors[0], vectors[1] - l21 * vectors[0]
+    x3 = (vectors[2] - l31 * y1 - l32 * y2) / d3
+    x2 = y2 / d2 - l32 * x3
+    return torch.stack([y1 / a11 - l21 * x2 - l31 * x3, x2, x3])
+
+
+def _box(maps: Float[Tensor, "c h w"], radius: int) -> Float[Tensor, "c h w"]:
+    """Mean over a window of 2 · `radius` + 1, cut off at the picture's edge: running sums, as long for any radius."""
+    side, sums = 2 * radius + 1, maps.float().cpu().numpy()
+    for axis in (1, 2):
+        places = torch.arange(maps.shape[axis])
+        inside = (places + radius).clamp(max=maps.shape[axis] - 1) - (places - radius).clamp(min=0) + 1
+        share = (inside / side).numpy()  # of the window, that lies within the picture
+        sums = ndimage.uniform_filter1d(sums, side, axis=axis, mode="constant")
+        sums = sums / (share[:, None] if axis == 1 else share)
+    return torch.from_numpy(sums).to(maps)
+
+
+def _affinity(picture: Float[Tensor, "3 h w"], check: Check) -> Float[Tensor, "n h w"]:
+    """How alike each neighbour is: softmax over them of minus the contrast, scaled by the deviation around a pixel."""
+    count = 1 + 8 * len(PAMR_DILATIONS)
+    mean, squares = picture.clone(), torch.zeros_like(picture)
+    for neighbour in _neighbours(picture):
+        mean += neighbour
+    mean /= count
+    check()
+    for neighbour in (picture, *_neighbours(picture)):
+        squares.addcmul_(neighbour - mean, neighbour - mean)
+    check()
+    scale = 1 / (0.1 * (squares / (count - 1)).sqrt() + 1e-8)
+    affinity = picture.new_empty((count - 1, *picture.shape[1:]))
+    for weight, neighbour in zip(affinity, _neighbours(picture), strict=True):
+        torch.mean((neighbour - picture).abs_().mul_(-scale), dim=0, out=weight)
+    affinity.sub_(affinity.amax(dim=0)).exp_()
+    return affinity.div_(affinity.sum(dim=0))
+
+
+def _neighbours(maps: Float[Tensor, "c h w"]) -> list[Float[Tensor, "c h w"]]:
+    """Views of the 8 neighbours of each pixel at each dilation; beyond the edge, the edge."""
+    (height, width), reach = maps.shape[1:], max(PAMR_DILATIONS)
+    padded = F.pad(maps[None], (reach, reach, reach, reach), mode="replicate")[0]
+    around = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)]
+    corners = [(reach + dy * step, reach + dx * step) for step in PAMR_DILATIONS for dy, dx in around]
+    return [padded[:, top : top + height, left : left + width] for top, left in corners]
 
 
 def _same_size(mask: Tensor, guide: Tensor) -> None:
