@@ -1,4 +1,4 @@
-"""Every number of an architecture, in one dataclass each, commented with its source. Imports contracts and errors.
+"""Every number of an architecture, in one dataclass each, commented with its source and held within bounds.
 
 A head's file carries its `HeadConfig` as JSON, so nothing is ever guessed from shapes or file names.
 """
@@ -7,12 +7,37 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any
 
+from .bounds import Bound, check, fault
 from .contracts import TapSpec
-from .errors import CheckpointError
+from .errors import CheckpointError, cause
+from .schedule import NUM_TIMESTEPS
+from .shapes import PIXELS_PER_LATENT
 
 PUBLISHED_BLOCKS = ("input.8", "middle.0", "output.3", "output.4", "output.5")
+
+
+UNET_BOUNDS = {  # several times what any published UNet has, and little enough to be built at once
+    "in_channels": Bound(1, 1024),
+    "out_channels": Bound(1, 1024),
+    "model_channels": Bound(32, 2048, step=32),  # the norms have 32 groups
+    "channel_mult": Bound(1, 16, most=6),
+    "num_res_blocks": Bound(1, 4),
+    "attention_downsampling": Bound(1, 64, most=6),
+    "num_heads": Bound(1, 128),
+    "context_dim": Bound(1, 16_384),
+}
+HEAD_BOUNDS = {
+    "latent_grid": Bound(1, 512),  # 4096 px
+    "size_multiple": Bound(PIXELS_PER_LATENT, 512, step=PIXELS_PER_LATENT),
+    "timestep": Bound(0, NUM_TIMESTEPS - 1),
+    "timestep_range": Bound(0, NUM_TIMESTEPS - 1),
+    "mask_channels": Bound(1, 1024, most=3),
+    "presence_threshold": Bound(0, 1),
+}
+LONGEST_TEMPLATE = 300  # characters; a text encoder reads 75 tokens
+MOST_BLOCKS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +54,11 @@ class UNetConfig:
     context_dim: int = 768
 
     def __post_init__(self) -> None:
-        for name in ("channel_mult", "attention_downsampling"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        """Raises InputError that names the first field which cannot be."""
+        check(self, UNET_BOUNDS)
+        for mult in self.channel_mult:
+            if mult * self.model_channels % self.num_heads:
+                raise fault("num_heads", self.num_heads, f"a divisor of {mult * self.model_channels} channels")
 
     def tap_specs(self) -> dict[str, TapSpec]:
         """Every tap of this UNet by block name, in the order in which they fire."""
@@ -72,8 +100,28 @@ class HeadConfig:
     presence_threshold: float = 0.5  # on the presence probability, or on the score where there is no such output
 
     def __post_init__(self) -> None:
-        for name in ("blocks", "latent_grid", "timestep_range", "mask_channels"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        """Raises InputError that names the first field which cannot be."""
+        check(self, HEAD_BOUNDS)
+        if self.timestep_range[0] > self.timestep_range[1]:
+            raise fault("timestep_range", self.timestep_range, "the lower end first")
+        if self.template.count("{}") != 1 or len(self.template) > LONGEST_TEMPLATE:
+            raise fault("template", self.template, f"one {{}} for the phrase in {LONGEST_TEMPLATE} characters at most")
+        if self.mask_channels != (1,) and len(self.mask_channels) != 3:
+            raise fault("mask_channels", self.mask_channels, "(1,), or three, one before each doubling")
+        if self.network == "ldznet":
+            self._check_blocks()
+
+    def _check_blocks(self) -> None:
+        """Each tap has a place where it is made, and a transformer of the head's own that reads it."""
+        if not 1 <= len(self.blocks) <= MOST_BLOCKS:
+            raise fault("blocks", self.blocks, f"1 to {MOST_BLOCKS} names")
+        for unet in (self.host_unet, self.unet):
+            specs = unet.tap_specs()
+            for block in self.blocks:
+                if block not in specs:
+                    raise fault("blocks", block, f"one of {', '.join(specs)}")
+                if specs[block].channels % self.unet.num_heads:
+                    raise fault("num_heads", self.unet.num_heads, f"a divisor of {specs[block].channels} channels")
 
     @property
     def in_channels(self) -> int:
@@ -109,27 +157,10 @@ class HeadConfig:
             fields: dict[str, Any] = json.loads(text)
             for name in ("unet", "host_unet"):
                 if name in fields:
-                    fields[name] = _typed(UNetConfig(**fields[name]))
-            return _typed(cls(**fields))
-        except (TypeError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"Expected the configuration of an LD-ZNet head as JSON, got: {error}.") from error
-
-
-Config = TypeVar("Config", UNetConfig, HeadConfig)
-
-
-def _typed(config: Config) -> Config:
-    """`config`, unless a field is not of the type that its class gives it: TypeError that names the first."""
-    for name, kind in get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if not _is(value, kind):
-            raise TypeError(f"{name} {value!r}, where {kind} was expected")
-    return config
-
-
-def _is(value: Any, kind: Any) -> bool:
-    if get_origin(kind) is tuple:
-        kinds = get_args(kind)
-        kinds = kinds[:1] * len(value) if kinds[-1] is ... else kinds
-        return len(value) == len(kinds) and all(map(_is, value, kinds))
-    return type(value) is kind or (kind is float and type(value) is int)
+                    fields[name] = UNetConfig(**fields[name])
+            return cls(**fields)
+        except (TypeError, ValueError, RecursionError) as error:  # InputError is a ValueError
+            raise CheckpointError(
+                f"Expected the configuration of an LD-ZNet head as JSON, got one that cannot be: {cause(error)} "
+                "Get the head's file anew, or update the pack if the head is newer."
+            ) from error

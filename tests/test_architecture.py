@@ -17,7 +17,19 @@ ONE_FILE = {
     "comfy": {"hosts/comfyui.py", "hosts/comfyui_world.py"},
 }
 ORDER = (  # a part of ldznet imports what stands before it, and nothing after it
-    *("errors", "shapes", "writing", "clip_bpe", "phrases", "combining", "contracts", "taps", "config", "schedule"),
+    *(
+        "errors",
+        "bounds",
+        "shapes",
+        "writing",
+        "clip_bpe",
+        "phrases",
+        "combining",
+        "contracts",
+        "taps",
+        "schedule",
+        "config",
+    ),
     *("images", "masks", "drawing", "segmentation", "attention", "models", "checkpoints", "predictor"),
     *("tinyworld", "hosts", "data", "train", "evaluate", "cli"),
 )

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..attention import AttentionHead
 from ..config import HeadConfig
-from ..errors import CheckpointError
+from ..errors import CheckpointError, cause, shown
 from ..models import LDZNet, build_head
 from .files import TensorFile, open_safetensors, stream_tensors
 from .formats import FORMAT_VERSION, TensorInfo, match
@@ -129,8 +129,8 @@ def config_of(file: TensorFile) -> HeadConfig | None:
         return None
     if version != FORMAT_VERSION or "config" not in file.metadata:
         raise CheckpointError(
-            f'Expected a head of format "{FORMAT_VERSION}" with its configuration in {file.path.name}, got format '
-            f'"{version}". Update the pack if the head is newer; else convert the original again.'
+            f'Expected a head of format "{FORMAT_VERSION}" with its configuration in {shown(file.path.name)}, got '
+            f'format "{shown(version)}". Update the pack if the head is newer; else convert the original again.'
         )
     return HeadConfig.from_json(file.metadata["config"])
 
@@ -143,7 +143,9 @@ def meta_head(config: HeadConfig, operations: Any = nn) -> LDZNet:
     except CheckpointError:
         raise
     except Exception as error:  # the configuration comes from a file and can hold anything
-        raise CheckpointError(f"Expected the configuration of a head, got one that cannot be built: {error}") from error
+        raise CheckpointError(
+            f"Expected the configuration of a head, got one that cannot be built: {cause(error)}"
+        ) from error
 
 
 def layout_of(module: nn.Module) -> dict[str, TensorInfo]:

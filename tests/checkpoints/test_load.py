@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torch import nn
 
 from ldznet.checkpoints import load, load_head, load_weights, save_head, save_tensors
 from ldznet.checkpoints.formats import TensorInfo
-from ldznet.config import HeadConfig
+from ldznet.config import HEAD_BOUNDS, UNET_BOUNDS, HeadConfig, UNetConfig
 from ldznet.errors import CheckpointError, InputError
 from ldznet.models import LDZNet, RGBNet, build_head
 
@@ -173,16 +174,69 @@ BAD_METADATA = [
     ({"ldznet_format": "1", "config": "{"}, "configuration of an LD-ZNet head as JSON"),
     ({"ldznet_format": "1", "config": '{"colour": 3}'}, "colour"),
     ({"ldznet_format": "1", "config": '{"network": "sdxl"}'}, 'rgbnet, znet, ldznet, got "sdxl"'),
-    ({"ldznet_format": "1", "config": '{"network": ["a"]}'}, "network"),
-    ({"ldznet_format": "1", "config": '{"timestep": "400"}'}, "timestep '400', where"),
-    ({"ldznet_format": "1", "config": '{"latent_grid": [48]}'}, "latent_grid"),
-    ({"ldznet_format": "1", "config": '{"has_presence": 1}'}, "has_presence"),
-    ({"ldznet_format": "1", "config": '{"unet": {"num_heads": 8.0}}'}, "num_heads"),
-    ({"ldznet_format": "1", "config": '{"blocks": "input.8"}'}, "input.8|cannot be built"),
+    ({"ldznet_format": "1", "config": '{"blocks": "input.8"}'}, "as blocks, got 'input.8'"),
     ({"ldznet_format": "1", "config": "[" * 100_000}, "configuration of an LD-ZNet head as JSON"),
-    ({"ldznet_format": "1", "config": '{"blocks": ["input.99"]}'}, "cannot be built"),
-    ({"ldznet_format": "1", "config": '{"unet": {"model_channels": 33}}'}, "cannot be built"),
+    ({"ldznet_format": "\x1b[2J" + "9" * 10_000}, r'format "\\x1b.2J9+…"'),
 ]
+
+
+FIELDS = [  # of a configuration, as JSON: what is believed by nobody
+    ('{"network": ["a"]}', "str as network"),
+    ('{"timestep": "400"}', "int as timestep, got '400'"),
+    ('{"timestep": 5000}', "0 to 999 as timestep, got 5000"),
+    ('{"timestep": -1}', "0 to 999 as timestep, got -1"),
+    ('{"timestep_range": [300, 1000]}', r"0 to 999 as timestep_range, got \(300, 1000\)"),
+    ('{"timestep_range": [500, 300]}', "the lower end first as timestep_range"),
+    ('{"latent_grid": [48]}', "as latent_grid"),
+    ('{"latent_grid": [0, 48]}', "1 to 512 as latent_grid"),
+    ('{"latent_grid": [100000, 100000]}', "1 to 512 as latent_grid"),
+    ('{"size_multiple": 0}', "8 to 512 in steps of 8 as size_multiple, got 0"),
+    ('{"size_multiple": -32}', "8 to 512 in steps of 8 as size_multiple, got -32"),
+    ('{"size_multiple": 12}', "8 to 512 in steps of 8 as size_multiple, got 12"),
+    ('{"size_multiple": 1000000000}', "8 to 512 in steps of 8 as size_multiple, got 1000000000"),
+    ('{"has_presence": 1}', "bool as has_presence"),
+    ('{"presence_threshold": NaN}', "0 to 1 as presence_threshold, got nan"),
+    ('{"presence_threshold": 5}', "0 to 1 as presence_threshold, got 5"),
+    ('{"presence_threshold": -Infinity}', "0 to 1 as presence_threshold, got -inf"),
+    ('{"template": "a photo"}', "one {} for the phrase in 300 characters at most as template, got 'a photo'"),
+    ('{"template": "{} and {}"}', "one {} for the phrase"),
+    (json.dumps({"template": "{}" + "a" * 300}), "one {} for the phrase"),
+    ('{"mask_channels": []}', "as mask_channels"),
+    ('{"mask_channels": [64, 32]}', "three, one before each doubling as mask_channels"),
+    ('{"mask_channels": [1000000000, 1, 1]}', "1 to 1024 as mask_channels"),
+    ('{"blocks": []}', "1 to 64 names as blocks"),
+    ('{"blocks": ["input.99"]}', "one of input.1, .* as blocks, got 'input.99'"),
+    ('{"blocks": ["input.3"]}', "one of input.1, .* as blocks, got 'input.3'"),
+    ('{"unet": {"attention_downsampling": [1]}}', "one of input.1, .* as blocks, got 'input.8'"),
+    ('{"unet": {"num_heads": 8.0}}', "int as num_heads, got 8.0"),
+    ('{"unet": {"num_heads": 7}}', "a divisor of 320 channels as num_heads, got 7"),
+    (
+        '{"host_unet": {"model_channels": 32}, "unet": {"num_heads": 5}}',
+        "a divisor of 128 channels as num_heads, got 5",
+    ),
+    ('{"unet": {"model_channels": 33}}', "32 to 2048 in steps of 32 as model_channels, got 33"),
+    ('{"unet": {"model_channels": 0}}', "as model_channels, got 0"),
+    ('{"unet": {"num_res_blocks": 100000000}}', "1 to 4 as num_res_blocks, got 100000000"),
+    ('{"host_unet": {"num_res_blocks": 100000000}}', "1 to 4 as num_res_blocks, got 100000000"),
+    (json.dumps({"unet": {"channel_mult": [1] * 20_000}}), "1 to 16 as channel_mult, got .{80}\\."),
+    ('{"unet": {"channel_mult": []}}', "as channel_mult"),
+    ('{"unet": {"context_dim": 0}}', "as context_dim, got 0"),
+    ('{"unet": {"in_channels": -4}}', "1 to 1024 as in_channels, got -4"),
+    ('{"unet": {"out_channels": 9000000000}}', "1 to 1024 as out_channels"),
+    ('{"unet": {"attention_downsampling": [0]}}', "1 to 64 as attention_downsampling"),
+]
+
+
+@pytest.mark.parametrize(("config", "words"), FIELDS)
+def test_a_configuration_that_lies_is_not_believed(config: str, words: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"configuration of an LD-ZNet head as JSON, got .*{words}"):
+        HeadConfig.from_json(config)
+
+
+def test_every_number_of_a_configuration_has_a_bound() -> None:
+    free = {HeadConfig: {"network", "unet", "host_unet", "blocks", "template", "has_presence"}, UNetConfig: set()}
+    for kind, bounds in ((HeadConfig, HEAD_BOUNDS), (UNetConfig, UNET_BOUNDS)):
+        assert {field.name for field in dataclasses.fields(kind)} == free[kind] | bounds.keys()
 
 
 @pytest.mark.parametrize(("metadata", "words"), BAD_METADATA)
