@@ -29,6 +29,7 @@ class Mutant(NamedTuple):
 
 
 HAND = "test_by_hand.py"
+VALUES, EXECUTE = "nodes/test_values.py", "nodes/test_execute.py"
 MUTANTS = [
     Mutant("ldznet/phrases.py", 'return template.replace("{}", phrase)', "return phrase", HAND),
     Mutant("ldznet/predictor.py", "fill(self.config.template, term)", 'fill("a photo of a {}.", term)', HAND),
@@ -53,6 +54,64 @@ MUTANTS = [
         "log_left = torch.minimum(log_left, torch.where(found, F.logsigmoid(-other.logits.double()), 0.0))",
         HAND,
     ),
+    Mutant(
+        "nodes/mask.py",
+        "masks.feather(masks.grow(mask, grow), feather)",
+        "masks.grow(masks.feather(mask, feather), grow)",
+        VALUES,
+    ),
+    Mutant("nodes/mask.py", "masks.grow(mask, grow)", "masks.grow(mask, -grow)", VALUES),
+    Mutant("nodes/mask.py", "masks.grow(mask, grow), feather)", "masks.grow(mask, grow), 2 * feather)", VALUES),
+    Mutant("nodes/mask.py", "segmentation.threshold_or(threshold)", "0.5", VALUES),
+    Mutant("nodes/mask.py", "[:, chosen].amax(dim=1)", "[:, chosen].mean(dim=1)", VALUES),
+    Mutant("nodes/mask.py", "segmentation.result.found[:, chosen].any()", "segmentation.result.found.any()", VALUES),
+    Mutant(
+        "nodes/labelmap.py",
+        "masks.label_map(segmentation.soft(), background)",
+        "masks.label_map(segmentation.probabilities(), background)",
+        VALUES,
+    ),
+    Mutant("nodes/labelmap.py", "mask_of(labels / LEVELS)", "mask_of(labels / count)", VALUES),
+    Mutant(
+        "nodes/preview.py", "drawing.overlay(pictures, masks, opacity)", "drawing.overlay(pictures, masks, 0.6)", VALUES
+    ),
+    Mutant("nodes/preview.py", "segmentation.masks(threshold)", "segmentation.masks(0.7)", VALUES),
+    Mutant("nodes/regions.py", "masks.grow(areas[:, index], grow)", "areas[:, index]", VALUES),
+    Mutant(
+        "nodes/regions.py",
+        "bound(encoded(clip, prompt), area, strength)",
+        "bound(encoded(clip, prompt), area, 1.0)",
+        VALUES,
+    ),
+    Mutant("nodes/regions.py", "1 - covered, 1.0)", "covered, 1.0)", VALUES),
+    Mutant(
+        "nodes/_boundary.py",
+        "self.probabilities() * self.result.found[:, :, None, None]",
+        "self.probabilities()",
+        VALUES,
+    ),
+    Mutant(
+        "nodes/segment.py",
+        "predictor.set_image(guide_of(image), value_range=(0, 1))",
+        "predictor.set_image(guide_of(image), value_range=(-1, 1))",
+        EXECUTE,
+    ),
+    Mutant("nodes/_boundary.py", "image[..., :3].movedim(-1, 1)", "image[..., :3].flip(-1).movedim(-1, 1)", EXECUTE),
+    Mutant(
+        "nodes/segment.py",
+        '{"seed": seed, "ensemble": ensemble, "resolution": resolution}',
+        '{"seed": 0, "ensemble": ensemble, "resolution": resolution}',
+        EXECUTE,
+    ),
+    Mutant("nodes/segment.py", "comfyui.model_space(model, vae_latents)", "vae_latents", EXECUTE),
+    Mutant("nodes/segment.py", "masks.amax(dim=1)", "masks.mean(dim=1)", EXECUTE),
+    Mutant(
+        "nodes/segment.py",
+        "mask, masks, segmentation, found, text, expand",
+        "mask, masks, segmentation, text, found, expand",
+        EXECUTE,
+    ),
+    Mutant("ldznet/hosts/comfyui.py", "config.timestep)\n    clone", "config.timestep + 200)\n    clone", EXECUTE),
 ]
 
 
