@@ -22,6 +22,7 @@ ORDER = (  # a part of ldznet imports what stands before it, and nothing after i
         "bounds",
         "shapes",
         "writing",
+        "sources",
         "clip_bpe",
         "phrases",
         "combining",
@@ -31,7 +32,7 @@ ORDER = (  # a part of ldznet imports what stands before it, and nothing after i
         "config",
     ),
     *("images", "masks", "drawing", "segmentation", "attention", "models", "checkpoints", "predictor"),
-    *("tinyworld", "hosts", "data", "train", "evaluate", "cli"),
+    *("tinyworld", "hosts", "data", "train", "evaluate", "cli", "__main__"),
 )
 NEVER = {"models": {"attention"}, "hosts": {"predictor"}, "train": {"hosts"}}  # though it stands before
 
