@@ -10,7 +10,7 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import comfy.model_management as memory
 import comfy.ops
@@ -22,17 +22,28 @@ from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
 from ..attention import AttentionConfig, AttentionHead
-from ..attention.config import blocks_at
+from ..capture import Capture, Typed, capture_for
 from ..checkpoints import load_head
 from ..clip_bpe import require_length
 from ..config import HeadConfig
-from ..contracts import Block, Conditioning, Observer, T, Taps, TapSpec
+from ..contracts import (
+    FAMILIES,
+    PUBLISHED_WIDTHS,
+    Block,
+    Conditioning,
+    Host,
+    Observer,
+    T,
+    Taps,
+    TapSpec,
+    named_width,
+)
 from ..errors import HostError
-from ..models import LDZNet
+from ..models import LDZNet, TrainedHead
 from ..shapes import PIXELS_PER_LATENT, Float, Int
 from ..taps import extract_taps, spatial_transformers
 from ..tinyworld import world
-from .capturing import AttentionCapture, Capture, calling_into, sampling_into
+from .comfyui_capture import calling_into, sampling_into
 from .comfyui_world import TinySD15, patcher
 from .memo import Memo
 
@@ -47,8 +58,6 @@ __all__ = [
     "open_head",
 ]
 
-TITLES = {1024: "SD 2.x", 1280: "SDXL's refiner", 2048: "SDXL"}  # by the context's width; SD 1.x's is 768
-TRAINED = ("tiny", "sd1")  # families that trained heads exist for
 POOLED = "pooled_output"
 BRACKET = re.compile(r"(?<!\\)([()])")  # ComfyUI reads bare brackets as weights
 CAPTURE_KEY = "ldznet_capture"
@@ -74,33 +83,41 @@ class Head:
         """What the head asks of a host."""
         return self.patcher.model.head_config
 
-    def fitted_to(self, host: ComfyHost) -> RunningHead | AttentionHead:
-        """What a predictor takes for `host`. Raises HostError for a model of a family that the head does not fit."""
-        if isinstance(self.patcher.model, AttentionHead):
-            return self.patcher.model.fitted_to(host)
-        if host.family not in TRAINED:
-            raise _no_head_fits(_named(host.context_dim))
-        return RunningHead(self)
+    @property
+    def reads_attention(self) -> bool:
+        """Whether it is the head without weights."""
+        return isinstance(self.patcher.model, AttentionHead)
+
+    def running(self) -> RunningHead | AttentionHead:
+        """What a predictor takes."""
+        return self.patcher.model if self.reads_attention else RunningHead(self.patcher)
 
 
-class RunningHead:
-    """`head` brought to its device by ComfyUI before each pass; looks like an LDZNet to the predictor."""
+class RunningHead(TrainedHead):
+    """A trained head that ComfyUI brings to its device before each pass."""
 
-    def __init__(self, head: Head) -> None:
-        self.patcher, self.head_config = head.patcher, cast(HeadConfig, head.config)
-        dtype = next(head.patcher.model.parameters()).dtype
-        self._like = torch.empty(0, dtype=dtype, device=head.patcher.load_device)
+    def __init__(self, patcher: Any) -> None:
+        self._patcher, self.head_config = patcher, patcher.model.head_config
 
-    def parameters(self) -> Any:
-        """One empty tensor of the dtype and device that passes run in: offloaded weights lie elsewhere."""
-        return iter([self._like])
+    @property
+    def example(self) -> Tensor:
+        """Of the dtype and device that passes run in: offloaded weights lie elsewhere."""
+        return torch.empty(0, dtype=self._patcher.model.example.dtype, device=self._patcher.load_device)
+
+    def fitted_to(self, host: Host) -> RunningHead:
+        """Itself; raises HostError for a model of a family that the head does not fit."""
+        if not FAMILIES[host.family].has_trained_heads:
+            raise _no_head_fits(named_width(host.context_dim))
+        return super().fitted_to(host)
 
     @torch.no_grad()
-    def segment(self, latents: Tensor, timesteps: Tensor, context: Tensor, taps: Taps | None = None) -> Any:
-        """As LDZNet.segment."""
+    def masks_and_presence(
+        self, latents: Tensor, timesteps: Tensor, context: Tensor, taps: Taps | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """As LDZNet's."""
         needed = latents.shape[0] * latents.shape[2] * latents.shape[3] * self.head_config.unet.model_channels * 4096
-        memory.load_models_gpu([self.patcher], memory_required=needed)
-        return self.patcher.model.segment(latents, timesteps, context, taps)
+        memory.load_models_gpu([self._patcher], memory_required=needed)
+        return self._patcher.model.masks_and_presence(latents, timesteps, context, taps)
 
 
 class ComfyHost:
@@ -161,12 +178,12 @@ class ComfyHost:
         """The words of `texts` that the model has never seen: the tiny world's vocabulary is small, no other is."""
         return world.unknown_words(texts) if self.family == "tiny" else []
 
-    def typed(self, prompt: str) -> tuple[Float[Tensor, "1 n d"], list[int]]:
-        """What "CLIP Text Encode" makes of a prompt, weights and all, and its token ids by position (-1 for none)."""
+    def typed(self, prompt: str) -> Typed:
+        """What "CLIP Text Encode" makes of a prompt, weights and all."""
         tokens = self.clip.tokenize(prompt, return_word_ids=True)
         rows = next(iter(tokens.values()))
         ids = [token if word and isinstance(token, int) else -1 for row in rows for token, _, word in row]
-        return self.clip.encode_from_tokens(_without_numbers(tokens)), ids
+        return Typed(self.clip.encode_from_tokens(_without_numbers(tokens)), ids)
 
     def add_noise(
         self, latents: Float[Tensor, "b 4 h w"], noise: Float[Tensor, "b 4 h w"], timesteps: Int[Tensor, " b"]
@@ -231,7 +248,7 @@ class ComfyHost:
         tokens = _tokens(clip, phrase)
         if len(tokens) != (2 if self.family == "sdxl" else 1):
             encoders = ", ".join(tokens)
-            wanted = TITLES.get(self.context_dim, "SD 1.x")
+            wanted = PUBLISHED_WIDTHS.get(self.context_dim, "SD 1.x")
             raise HostError(
                 f"Expected {wanted}'s CLIP in the socket clip, got one of {encoders}. Connect the model's own."
             )
@@ -294,17 +311,9 @@ def tap_specs(unet: Any) -> dict[str, TapSpec]:
 
 
 def capturing(host: ComfyHost, config: HeadConfig | AttentionConfig) -> tuple[Any, Capture]:
-    """A clone of the host's MODEL whose samplers leave in a Capture what a head of `config`, fitted to the host, reads:
-    taps of the step nearest its timestep, or the attention of all steps. The pictures stay the same to the bit."""
-    model = host.model
-    capture: Capture
-    if isinstance(config, AttentionConfig):
-        cross = blocks_at((*config.coarse, *config.fine), host.specs)
-        selves = blocks_at(config.selves, host.specs) if config.steps else ()
-        capture = AttentionCapture(model, cross, selves, host.specs, config.timestep)
-    else:
-        capture = Capture(model, list(config.tap_specs), config.timestep)
-    clone = model.clone()
+    """A clone of the host's MODEL whose samplers leave in a Capture what a head of `config`, fitted to the host, reads.
+    The pictures stay the same to the bit."""
+    capture, clone = capture_for(config, host.model, host.specs), host.model.clone()
 
     def timesteps_of(sigmas: Tensor) -> list[float]:
         return clone.get_model_object("model_sampling").timestep(sigmas[:-1]).flatten().tolist()
@@ -348,7 +357,7 @@ def family_of(model: Any) -> str:
         return "tiny"
     width, linear = config.get("context_dim"), bool(config.get("use_linear_in_transformer"))
     if width == 1280 or not isinstance(width, int):
-        raise _no_head_fits(_named(width))
+        raise _no_head_fits(named_width(width))
     if width == 2048:
         return "sdxl"
     if config.get("adm_in_channels"):
@@ -364,10 +373,6 @@ def _tokens(clip: Any, text: str) -> dict[str, list[list[Any]]]:
 def _without_numbers(tokens: Mapping[str, list[list[Any]]]) -> dict[str, list[list[Any]]]:
     """Tokens (id, weight) by encoder, as ComfyUI's text encoders take them."""
     return {name: [[token[:2] for token in row] for row in rows] for name, rows in tokens.items()}
-
-
-def _named(width: Any) -> str:
-    return f"{width} ({TITLES[width]})" if width in TITLES else f"{width}"
 
 
 def _no_head_fits(got: str) -> HostError:

@@ -16,6 +16,7 @@ from comfyui import running, tinycomfy
 from ldznet import Predictor, Segmentation, load_head
 from ldznet.checkpoints import save_head
 from ldznet.hosts.tiny import TinyHost
+from ldznet.models import CapturedTaps
 from ldznet.tinyworld import scene
 
 PHRASES = ["a purple cup", "snow - a purple cup", "a fish"]
@@ -257,7 +258,7 @@ def test_captured_taps_are_those_of_extract(
     blocks = list(load_head("tiny").head_config.tap_specs)
     scaled = x[:2] / (sigma[:2].view(2, 1, 1, 1) ** 2 + 1).sqrt()
     expected = tiny.extract(scaled, torch.full((2,), t), context, blocks)
-    taps = capture.of(latent["samples"]).taps()
+    taps = capture.returned(latent["samples"])[0].taps()
     assert list(taps) == blocks
     for block in blocks:
         torch.testing.assert_close(taps[block], expected[block], atol=1e-3, rtol=0)
@@ -267,7 +268,7 @@ def test_captured_taps_are_those_of_extract(
         nodes, "LDZNetSegmentCaptured", values, **given, head=[TINY, 0], text="\n".join(PHRASES), threshold=0.5
     )
     predictor = Predictor(tiny, load_head("tiny"))
-    predictor.set_latents(latent["samples"] * tinycomfy.SCALE, taps=expected)
+    predictor.set_latents(latent["samples"] * tinycomfy.SCALE, captured=CapturedTaps(expected))
     result = predictor.predict(PHRASES)
     close(outputs[2], result)
     assert result.found[:, 0].all()
