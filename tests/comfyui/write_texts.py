@@ -14,9 +14,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import standin
-
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests"))  # as pytest's own settings have it
+
+from comfyui import standin  # noqa: E402
+
 LOCALE, REGISTRY = ROOT / "locales/en/nodeDefs.json", ROOT / "tests/nodes/registry.json"
 
 

@@ -75,6 +75,7 @@ def test_lines(phrases: Any) -> None:
     assert phrases.read_regions("a => b => c\n2=>d") == [("a", "b => c"), ("2", "d")]
     assert phrases.pick("", ("a", "b")) == [0, 1]
     assert phrases.pick("2\na", ("a", "b")) == [1, 0]
+    assert phrases.pick("(a red star:1.2)\nGRASS - sky.", ("a red star.", "grass − sky")) == [0, 1]
     for bad in ("", "# cat", "cat -", "- cat", "the", "background", "cat - cat"):
         with pytest.raises(ValueError, match="Expected"):
             phrases.read_phrases(bad)

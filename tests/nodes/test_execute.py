@@ -130,6 +130,22 @@ def test_segment_by_text_hands_links_on_as_links(nodes: ModuleType) -> None:
             running.execute(nodes, "LDZNetSegment", **links(), **missing, text="grass", threshold=0.5, **SETTINGS)
 
 
+def test_the_report_says_how_phrases_were_read(nodes: ModuleType, world: dict[str, Any], image: torch.Tensor) -> None:
+    """Weights and points change no mask; the inverse is the inverse; what is not known is named."""
+    values = {**world, "latent": {"samples": latents_of(world, image)}}
+    lines = ["snow", "(snow:1.3).", "everything - snow", "background", "a zebra"]
+    given = {**links(latent="latent"), "text": "\n".join(lines), "threshold": 0.5, **SETTINGS}
+    _, masks, segmentation, _, report = running.expand(nodes, "LDZNetSegment", values, **given)
+    assert segmentation.result.phrases == tuple(lines)
+    assert torch.equal(masks[0], masks[1])
+    assert torch.equal(masks[2], 1 - masks[0])
+    assert 0.1 < float(masks[0].mean()) < 0.9
+    assert report.splitlines()[-2:] == [
+        '"(snow:1.3)." is read as "snow" (weights do nothing here)',
+        '"zebra": no word of this model, which knows few, so a mask of it means nothing',
+    ]
+
+
 def segmented(nodes: ModuleType, world: dict[str, Any], text: str = "\n".join(PHRASES), **changes: Any) -> Any:
     """The output segmentation of the dear half of Segment by Text."""
     given = {"model": world["model"], "clip": world["clip"], "head": world[TINY], "text": text, **SETTINGS}
