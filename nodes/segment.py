@@ -192,7 +192,7 @@ def soft_maps(
 
     host: Any = predictor.host
     if vae_latents is not None:
-        require_latents(head)
+        require_latents(head, vae_latents)
         with socket("latent"):
             inner, size, offset = frame(vae_latents, image)
             predictor.set_latents(comfyui.model_space(host.model, vae_latents), size=inner)

@@ -45,6 +45,7 @@ from ..taps import extract_taps, spatial_transformers
 from ..tinyworld import world
 from .comfyui_capture import calling_into, sampling_into
 from .comfyui_world import TinySD15, patcher
+from .families import no_loaded_model
 from .memo import Memo
 
 __all__ = [
@@ -107,7 +108,11 @@ class RunningHead(TrainedHead):
     def fitted_to(self, host: Host) -> RunningHead:
         """Itself; raises HostError for a model of a family that the head does not fit."""
         if not FAMILIES[host.family].has_trained_heads:
-            raise _no_head_fits(named_width(host.context_dim))
+            got = named_width(host.context_dim)
+            raise HostError(
+                f"Expected an SD 1.x UNet (context width 768) in the socket model, got {got}. No trained head fits it "
+                "yet: load an SD 1.x checkpoint, or take the head attention (no download) for SD 2.x and SDXL."
+            )
         return super().fitted_to(host)
 
     @torch.no_grad()
@@ -139,9 +144,17 @@ class ComfyHost:
 
     @torch.no_grad()
     def encode_image(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 4 h/8 w/8"]:
-        """Model-space latents of `pixels` in [-1, 1]: the mode of the posterior, as ComfyUI's VAE gives it."""
-        image = (pixels.movedim(1, -1) + 1) / 2
-        return self.model.model.process_latent_in(self.vae.encode(image)).to(self.device, self.dtype)
+        """Model-space latents of `pixels` in [-1, 1]: the mode of the posterior, as ComfyUI's VAE gives it.
+
+        Raises HostError for another model's VAE, as far as its channels tell.
+        """
+        vae_latents, channels = self.vae.encode((pixels.movedim(1, -1) + 1) / 2), latent_channels(self.model)
+        if vae_latents.shape[1] != channels:
+            raise HostError(
+                f"Expected a VAE of {channels} latent channels, got one of {vae_latents.shape[1]}: another model's. "
+                "Connect the VAE of the checkpoint that model comes from. (socket: vae)"
+            )
+        return self.model.model.process_latent_in(vae_latents).to(self.device, self.dtype)
 
     @torch.no_grad()
     def decode_latents(self, latents: Float[Tensor, "b 4 h w"]) -> Float[Tensor, "b 3 8*h 8*w"]:
@@ -293,6 +306,11 @@ def model_space(model: Any, vae_latents: Float[Tensor, "b 4 h w"]) -> Float[Tens
     return model.model.process_latent_in(vae_latents)
 
 
+def latent_channels(model: Any) -> int:
+    """Of a MODEL's latents: 4 for every Stable Diffusion up to SDXL, inpainting models too."""
+    return model.model.latent_format.latent_channels
+
+
 def tap_specs(unet: Any) -> dict[str, TapSpec]:
     """Every tap of a ComfyUI UNet: channels from its transformer, stride from the down- and upsamplers passed."""
 
@@ -352,16 +370,16 @@ def family_of(model: Any) -> str:
     """ "tiny", "sd1", "sd2" or "sdxl"; raises HostError that says what came for any other MODEL."""
     unet, config = _unet(model), model.model.model_config.unet_config
     if type(unet).__name__ != "UNetModel":
-        raise _no_head_fits(f"a {type(unet).__name__}")
+        raise no_loaded_model(f"a {type(unet).__name__}")
     if isinstance(model.model.model_config, TinySD15) and config["context_dim"] == world.UNET.context_dim:
         return "tiny"
     width, linear = config.get("context_dim"), bool(config.get("use_linear_in_transformer"))
     if width == 1280 or not isinstance(width, int):
-        raise _no_head_fits(named_width(width))
+        raise no_loaded_model(named_width(width))
     if width == 2048:
         return "sdxl"
     if config.get("adm_in_channels"):
-        raise _no_head_fits(f"a {type(model.model).__name__} that is none (context width {width})")
+        raise no_loaded_model(f"a {type(model.model).__name__} (context width {width})")
     return "sd2" if linear or width == 1024 else "sd1"
 
 
@@ -373,10 +391,3 @@ def _tokens(clip: Any, text: str) -> dict[str, list[list[Any]]]:
 def _without_numbers(tokens: Mapping[str, list[list[Any]]]) -> dict[str, list[list[Any]]]:
     """Tokens (id, weight) by encoder, as ComfyUI's text encoders take them."""
     return {name: [[token[:2] for token in row] for row in rows] for name, rows in tokens.items()}
-
-
-def _no_head_fits(got: str) -> HostError:
-    return HostError(
-        f"Expected an SD 1.x UNet (context width 768) in the socket model, got {got}. No trained head fits it yet: "
-        "load an SD 1.x checkpoint, or take the head attention (no download) for SD 2.x and SDXL."
-    )

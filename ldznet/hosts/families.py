@@ -1,6 +1,6 @@
 """Which Stable Diffusion a UNet is, by its configuration as diffusers writes it. Imports contracts and errors.
 
-`hf_diffusers` imports it; nothing here needs diffusers.
+`hf_diffusers` and `comfyui` import it; nothing here needs diffusers or comfy.
 """
 
 from __future__ import annotations
@@ -53,6 +53,16 @@ def no_host(got: str) -> HostError:
     return HostError(
         "Expected an SD 1.x (context width 768), SD 2.x (1024) or SDXL (2048) UNet that reads text, "
         f"got {got}. Open a model of one of these."
+    )
+
+
+def no_loaded_model(got: str) -> HostError:
+    """As `no_host`, for what is loaded in ComfyUI: it says what works beside that model."""
+    return HostError(
+        f"Expected a Stable Diffusion (1.x, 2.x or SDXL) in the socket model, got {got}, which no head reads yet. A "
+        "Stable Diffusion beside it segments any picture: give Segment by Text model, clip and vae of a Load "
+        "Checkpoint, and the picture itself (from VAE Decode or Load Image) as image, without a latent. Workflow 8 "
+        "shows it."
     )
 
 
