@@ -225,12 +225,12 @@ WIRING = {
     "SDXL": ({"model": ["sdxl", 0]}, r"Expected an SD 1.x UNet .*socket model, got 2048 \(SDXL\)"),
     "nothing": ({"latent": None}, r"Expected a latent, or an image and a vae, got neither.*socket: latent"),
     "no vae": ({"latent": None, "image": ["picture", 0]}, r"Expected a vae with the image.*socket: vae"),
-    "channels": ({"latent": ["sixteen", 0]}, r"Expected latents b 4 h w.*socket: latent"),
+    "channels": ({"latent": ["sixteen", 0]}, r"Expected a latent of 4 channels.*got 16.*socket: latent"),
     "video": ({"latent": ["video", 0]}, r"b 4 h w, got \(1, 4, 3, 16, 16\): video.*socket: latent"),
     "NaN": ({"latent": ["nan", 0]}, r"Expected finite numbers.*socket: latent"),
     "batch": ({"image": ["three", 0]}, r"Expected one image or as many as latents \(1\), got 3.*socket: image"),
     "no text": ({"text": "\n# nothing\n"}, r"Expected at least one line, got none.*socket: text"),
-    "half a phrase": ({"text": "a star - "}, r'Expected a phrase such as .*, got "a star -"\. \(socket: text\)'),
+    "half a phrase": ({"text": "a star - "}, r'Expected a phrase such as .*, got "a star -"\. .*\(socket: text\)'),
     "long text": ({"text": "red " * 80}, r"Expected at most 75 tokens, got 80.*socket: text"),
 }
 
