@@ -1,10 +1,13 @@
-"""Masks made visible: colours, overlays with a legend, colour maps. Imports shapes alone; needs Pillow for text."""
+"""Masks made visible: colours, overlays with a legend, colour maps. Imports shapes and masks; needs Pillow for text."""
 
 from __future__ import annotations
 
 import colorsys
-import textwrap
-from collections.abc import Sequence
+import functools
+import importlib.util
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,13 +15,23 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from .masks import INSIDE, grow
 from .shapes import Float, Int
 
 GOLDEN = 0.618034  # of the circle of hues: the next colour is never near the last
 NARROWEST = 256  # pixels of a picture with a legend
 LETTER, LEADING = 20, 1.5  # letters are a 20th of the width high, lines 1.5 letters: a node shows a page ever so small
-LETTER_WIDTH = 0.55  # of its height
 INK, PAPER = (32, 32, 32), (255, 255, 255)
+LINE = 300  # outlines are a 300th of the shorter side thick, 1 pixel at least
+CANDIDATES = 16  # colours to choose an overlay's from; or two for each mask, where that is more
+SAMPLES = 4096  # pixels of what a mask covers that its colour is held against
+FONTS = (  # by the file names under which systems have them, tried in this order where Pillow's own lacks a letter
+    *("DejaVuSans.ttf", "LiberationSans-Regular.ttf", "NotoSans-Regular.ttf", "segoeui.ttf", "arial.ttf", "Arial.ttf"),
+    *("NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf", "SourceHanSans-Regular.ttc", "wqy-microhei.ttc"),
+    *("DroidSansFallbackFull.ttf", "DroidSansFallback.ttf", "msyh.ttc", "YuGothM.ttc", "malgun.ttf"),
+    *("Arial Unicode.ttf", "PingFang.ttc", "Hiragino Sans GB.ttc", "AppleSDGothicNeo.ttc"),
+)
+NO_LETTER = "\uffff"  # stands in no font
 
 
 def colours(count: int) -> Float[Tensor, "n 3"]:
@@ -38,34 +51,146 @@ def colour_map(labels: Int[Tensor, "b h w"], count: int) -> Float[Tensor, "b 3 h
 
 
 def overlay(
-    pictures: Float[Tensor, "b 3 h w"], masks: Float[Tensor, "b p h w"], opacity: float = 0.6
+    pictures: Float[Tensor, "b 3 h w"],
+    masks: Float[Tensor, "b p h w"],
+    opacity: float = 0.6,
+    hues: Float[Tensor, "p 3"] | None = None,
 ) -> Float[Tensor, "b 3 h w"]:
-    """Pictures in [0, 1] with each mask in its colour, later ones on top."""
-    out = pictures.clone()
-    for i, colour in enumerate(colours(masks.shape[1]).to(pictures)):
-        alpha = opacity * masks[:, i, None].to(pictures)
-        out = out * (1 - alpha) + colour[None, :, None, None] * alpha
+    """Pictures in [0, 1] with each mask in its colour, later ones on top; then an outline around each.
+
+    `hues` are RGB in [0, 1], by `contrasting` unless given. Just inside of a mask the outline is in its colour, just
+    outside black or white, whichever is further from that: it is seen on any ground, at opacity 0 too.
+    """
+    hues = (contrasting(pictures, masks) if hues is None else hues).to(pictures)
+    out, line = pictures.clone(), max(1, round(min(pictures.shape[2:]) / LINE))
+    for i, hue in enumerate(hues):
+        out = _painted(out, opacity * masks[:, i].to(out), hue)
+    for i, hue in enumerate(hues):
+        hard = (masks[:, i] > INSIDE).to(out)
+        out = _painted(out, hard - grow(hard, -line), hue)
+        out = _painted(out, grow(hard, line) - hard, _against(hue))
     return out
 
 
-def with_legend(picture: Float[Tensor, "3 h w"], lines: Sequence[str]) -> Float[Tensor, "3 H w"]:
-    """`picture` with a strip below: a square of each colour and its text. Enlarged to at least 256 px wide."""
+def contrasting(pictures: Float[Tensor, "b 3 h w"], masks: Float[Tensor, "b p h w"]) -> Float[Tensor, "p 3"]:
+    """A colour for each mask, one over all pictures, unlike what it covers and unlike those before it.
+
+    The first of `colours` whose distance to the nearer of both is greatest; the same at every call.
+    """
+    candidates = colours(max(CANDIDATES, 2 * masks.shape[1]))
+    chosen: list[Tensor] = []
+    for i in range(masks.shape[1]):
+        covered = pictures.movedim(1, -1)[masks[:, i] > INSIDE].cpu().float()
+        covered = covered[:: max(1, len(covered) // SAMPLES)]
+        distances = [_distance(candidates, other[None])[:, 0] for other in chosen]
+        if len(covered):
+            distances.append(_distance(candidates, covered).mean(dim=1))
+        nearest = torch.stack(distances).amin(dim=0) if distances else torch.zeros(len(candidates))
+        chosen.append(candidates[nearest.argmax()])
+    return torch.stack(chosen) if chosen else torch.zeros(0, 3)
+
+
+def with_legend(
+    picture: Float[Tensor, "3 h w"],
+    lines: Sequence[str],
+    hues: Float[Tensor, "n 3"] | None = None,
+    notes: Sequence[str] = (),
+) -> Float[Tensor, "3 H w"]:
+    """`picture` with a strip below: a square of each colour and its text, then `notes` without one.
+
+    Enlarged to at least 256 px wide. `hues` are RGB in [0, 1], those of `colours` unless given. Letters that no font on
+    this machine has are written as \\u0416.
+    """
     pixels = (picture.movedim(0, -1).cpu().numpy() * 255).round().astype(np.uint8)
     image = Image.fromarray(pixels)
     scale = max(1, -(-NARROWEST // image.width))
     image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
-    letter = image.width // LETTER
-    texts = [textwrap.wrap(line, int((image.width / letter - 3) / LETTER_WIDTH)) for line in lines]
-    step = round(LEADING * letter)
-    page = Image.new("RGB", (image.width, image.height + step * sum(map(len, texts)) + letter // 2), PAPER)
+    letter, hues = image.width // LETTER, colours(len(lines)) if hues is None else hues
+    texts = [_wrapped(line, letter, image.width - 5 * letter // 2) for line in (*lines, *notes)]
+    step, rows = round(LEADING * letter), sum(len(parts) for _, parts in texts)
+    page = Image.new("RGB", (image.width, image.height + step * rows + letter // 2), PAPER)
     page.paste(image)
-    pen, font, top = ImageDraw.Draw(page), _font(letter), image.height + letter // 2
-    for text, colour in zip(texts, colours(len(lines)), strict=True):
-        pen.rectangle((letter // 2, top, 3 * letter // 2, top + letter), fill=hexadecimal(colour))
-        for part in text:
-            pen.text((2 * letter, top), part.encode("latin-1", "replace").decode("latin-1"), INK, font=font)
+    pen, top = ImageDraw.Draw(page), image.height + letter // 2
+    for (font, parts), hue in itertools.zip_longest(texts, hues):
+        if hue is not None:
+            pen.rectangle((letter // 2, top, 3 * letter // 2, top + letter), fill=hexadecimal(hue))
+        for part in parts:
+            pen.text((2 * letter, top), part, INK, font=font)
             top += step
     return torch.from_numpy(np.asarray(page).astype(np.float32) / 255).movedim(-1, 0)
+
+
+def _painted(pictures: Float[Tensor, "b 3 h w"], alpha: Float[Tensor, "b h w"], hue: Float[Tensor, " 3"]) -> Tensor:
+    return pictures * (1 - alpha[:, None]) + hue[:, None, None] * alpha[:, None]
+
+
+def _against(hue: Float[Tensor, " 3"]) -> Float[Tensor, " 3"]:
+    """Black or white: which of them is further from a colour."""
+    ends = torch.tensor([[0.0] * 3, [1.0] * 3])
+    return ends[_distance(ends, hue[None].cpu().float())[:, 0].argmax()].to(hue)
+
+
+def _distance(some: Float[Tensor, "n 3"], others: Float[Tensor, "m 3"]) -> Float[Tensor, "n m"]:
+    """How unlike RGB colours in [0, 1] look, 0 to 3: the weighted distance of Riemersma's "Colour metric"."""
+    difference = (some[:, None] - others) ** 2
+    red = (some[:, None, 0] + others[:, 0]) / 2
+    return ((2 + red) * difference[..., 0] + 4 * difference[..., 1] + (3 - red) * difference[..., 2]).sqrt()
+
+
+def _wrapped(text: str, size: int, room: int) -> tuple[Any, list[str]]:
+    """A font for `text`, and its lines of at most `room` pixels; a word that is longer is broken."""
+    font, text = _font_for(text, size)
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".lstrip()
+        if font.getlength(longer) <= room:
+            lines[-1] = longer
+            continue
+        if lines[-1]:
+            lines.append("")
+        for sign in word:
+            if lines[-1] and font.getlength(lines[-1] + sign) > room:
+                lines.append("")
+            lines[-1] += sign
+    return font, lines
+
+
+def _font_for(text: str, size: int) -> tuple[Any, str]:
+    """The first font that has all letters of `text`, else the one that lacks fewest; `text`, those escaped."""
+    best, fewest = _font(size), set(text)
+    for font in itertools.chain([best], _installed(size)):
+        missing = {sign for sign in set(text) if not _has(font, sign)}
+        if len(missing) < len(fewest) or not missing:
+            best, fewest = font, missing
+        if not missing:
+            break
+    return best, "".join(ascii(sign)[1:-1] if sign in fewest else sign for sign in text)
+
+
+def _has(font: Any, sign: str) -> bool:
+    """Whether a font draws `sign`, and not the box that it draws for those it lacks."""
+    if not isinstance(font, ImageFont.FreeTypeFont):
+        return sign.isascii()
+    return sign.isspace() or bytes(font.getmask(sign)) != bytes(font.getmask(NO_LETTER))
+
+
+def _installed(size: int) -> Iterator[Any]:
+    """The fonts of FONTS that this machine has, opened as they are asked for."""
+    for name in FONTS:
+        path = _path_of(name)
+        if path is not None:
+            yield ImageFont.truetype(path, size)
+
+
+@functools.lru_cache(maxsize=len(FONTS))
+def _path_of(name: str) -> str | None:
+    """Where Pillow finds a font of the system's, or matplotlib's; None where neither has it."""
+    plots = importlib.util.find_spec("matplotlib")
+    inside = Path(plots.origin).parent / "mpl-data" / "fonts" / "ttf" / name if plots and plots.origin else None
+    try:
+        return str(ImageFont.truetype(name).path)
+    except OSError:
+        return str(inside) if inside and inside.exists() else None
 
 
 def _font(size: int) -> Any:

@@ -8,7 +8,8 @@ every fraction of a second, which may raise to end it: in ComfyUI it does when t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -108,6 +109,40 @@ def components(inside: Bool[Tensor, "b h w"]) -> Int[Tensor, "b h w"]:
     """A number from 1 for each 4-connected piece of an image, in the order in which rows meet them; 0 outside."""
     numbered = [torch.from_numpy(ndimage.label(image.cpu().numpy())[0]) for image in inside]
     return torch.stack(numbered).long().to(inside.device) if numbered else inside.long()
+
+
+class Piece(NamedTuple):
+    """What hangs together: its box (right and bottom are one beyond it), where it is within that, its pixels."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+    mask: Bool[Tensor, "h w"]
+    area: int
+
+
+def pieces(inside: Bool[Tensor, "h w"], least: int = 1) -> list[Piece]:
+    """The 4-connected pieces of one image of at least `least` pixels, largest first; of like ones the upper first."""
+    numbered = components(inside[None])[0].cpu()
+    sizes = numbered.flatten().bincount().tolist()
+    found = []
+    for number, place in enumerate(ndimage.find_objects(numbered.numpy()), start=1):
+        if sizes[number] >= least:
+            rows, columns = place
+            mask = numbered[rows, columns] == number
+            found.append(Piece(columns.start, rows.start, columns.stop, rows.stop, mask, sizes[number]))
+    return sorted(found, key=lambda piece: -piece.area)
+
+
+def joined(parts: Sequence[Piece]) -> Piece:
+    """Several pieces of one image, at least one, as one in a box around all."""
+    left, top = min(part.left for part in parts), min(part.top for part in parts)
+    right, bottom = max(part.right for part in parts), max(part.bottom for part in parts)
+    mask = torch.zeros(bottom - top, right - left, dtype=torch.bool)
+    for part in parts:
+        mask[part.top - top : part.bottom - top, part.left - left : part.right - left] |= part.mask
+    return Piece(left, top, right, bottom, mask, sum(part.area for part in parts))
 
 
 def guided_filter(

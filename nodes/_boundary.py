@@ -6,6 +6,7 @@ ComfyUI: IMAGE is b h w c in [0, 1], MASK b h w in [0, 1], LATENT["samples"] b 4
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from torch import Tensor
 from ..ldznet.errors import InputError, LDZNetError
 from ..ldznet.segmentation import Segmentation
 from ..ldznet.shapes import PIXELS_PER_LATENT, Float, Size
+
+LEAST_SHARE = 0.001  # of the picture, that a report gives in figures
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,38 @@ class Segmented:
         """`own`, what another node's threshold says; where that is below 0, this segmentation's."""
         return self.threshold if own < 0 else own
 
+    def select(self, phrases: list[int]) -> Segmented:
+        """The same of some of the phrases."""
+        return dataclasses.replace(self, result=self.result.select(phrases))
+
+    def beside(self, image: Float[Tensor, "b h w c"]) -> Segmented:
+        """The same in the frame of an IMAGE that is connected beside it: the picture that was segmented, or its like.
+
+        Of the same size nothing changes. What VAE Encode would cut to this size gets the offset of that cut, and what
+        it leaves of this size is cut out; another size of the same aspect is this one, scaled. Raises InputError for
+        any other aspect or number of images.
+        """
+        _require_images(image, self.result.logits.shape[0], "Connect the images that were segmented.")
+        size = (image.shape[1], image.shape[2])
+        if size == self.size:
+            return self
+        for larger, smaller, sign in ((size, self.size, 1), (self.size, size, -1)):
+            cut, (top, left) = _cut(larger)
+            if cut == smaller:
+                offset = (self.offset[0] + sign * top, self.offset[1] + sign * left)
+                return dataclasses.replace(self, size=size, offset=offset)
+        _require_aspect(size, self.size, "Connect the image that was segmented.")
+        across, down = size[1] / self.size[1], size[0] / self.size[0]
+        inner = (round(self.result.size[0] * down), round(self.result.size[1] * across))
+        offset = (round(self.offset[0] * down), round(self.offset[1] * across))
+        return dataclasses.replace(self, result=dataclasses.replace(self.result, size=inner), size=size, offset=offset)
+
     def probabilities(self) -> Float[Tensor, "b p h w"]:
         """At the picture's size; the frame's outermost pixels stand for what was cut off."""
         maps = self.result.probabilities
         (height, width), (top, left) = self.size, self.offset
         below, right = height - maps.shape[2] - top, width - maps.shape[3] - left
-        return F.pad(maps, (left, right, top, below), mode="replicate") if (below, right) != (0, 0) else maps
+        return F.pad(maps, (left, right, top, below), mode="replicate")  # negative ones cut
 
     def masks(self, own: float) -> Float[Tensor, "b p h w"]:
         """0 or 1 by `threshold_or(own)`, at the picture's size; zeros for a phrase that was not found."""
@@ -49,6 +78,18 @@ class Segmented:
     def soft(self) -> Float[Tensor, "b p h w"]:
         """The probabilities, zeros for a phrase that was not found."""
         return self.probabilities() * self.result.found[:, :, None, None]
+
+    def state(self, image: int, phrase: int, share: float) -> str:
+        """What a report or legend says of a phrase whose mask covers `share` (0 .. 1) of the picture.
+
+        "found, 12.3 %", "not found", or "nothing over the threshold" where the score says found and the mask is empty.
+        """
+        if not self.result.found[image, phrase]:
+            return self.result.state(image, phrase)
+        if share == 0:
+            return "nothing over the threshold"
+        percent = f"{100 * share:.1f} %" if share >= LEAST_SHARE else f"under {100 * LEAST_SHARE} %"
+        return f"{self.result.state(image, phrase)}, {percent}"
 
 
 @contextlib.contextmanager
@@ -87,40 +128,55 @@ def vae_latents_of(latent: Any) -> Float[Tensor, "b 4 h w"]:
     return samples
 
 
-def require_latents(head: Any, vae_latents: Float[Tensor, "b c h w"] | None = None) -> None:
-    """Raises InputError for a head that reads pixels, where latents alone are at hand, and for another model's latents.
-
-    As far as their channels tell: 4 for every Stable Diffusion up to SDXL, 16 for Flux and Z-Image.
-    """
+def require_latents(head: Any) -> None:
+    """Raises InputError for a head that reads pixels, where latents alone are at hand."""
     if head.config.takes_pixels:
         raise InputError(
             "Expected a head that reads latents, got one (RGBNet) that reads pixels. Give Segment by Text an image and "
             "a vae in the place of the latent, or load another head. (socket: head)"
         )
-    if vae_latents is not None and vae_latents.shape[1] != head.config.in_channels:
-        raise InputError(
-            f"Expected a latent of {head.config.in_channels} channels, as the model's own, got {vae_latents.shape[1]}: "
-            "another model's. Give the picture itself as image, with this model's vae, in the place of the latent. "
-            "(socket: latent)"
-        )
 
 
 def frame(latents: Float[Tensor, "b 4 h w"], image: Float[Tensor, "b h w c"] | None) -> tuple[Size, Size, Size]:
-    """(size to segment at, size of the picture, offset in it) of latents, with the picture they come from if any."""
+    """(size to segment at, size of the picture, offset in it) of latents, with the picture they come from if any.
+
+    A picture of another size gives the mask its size. Raises InputError for one of another aspect than the latents'.
+    """
     inner = (latents.shape[2] * PIXELS_PER_LATENT, latents.shape[3] * PIXELS_PER_LATENT)
     if image is None:
         return inner, inner, (0, 0)
-    guide_of(image[:1])
-    if image.shape[0] not in (1, latents.shape[0]):
-        raise InputError(
-            f"Expected one image or as many as latents ({latents.shape[0]}), got {image.shape[0]}. Connect the image "
-            "that the latent was made from. (socket: image)"
-        )
+    _require_images(image, latents.shape[0], "Connect the image that the latent was made from.")
     size = (image.shape[1], image.shape[2])
-    cut = (size[0] // PIXELS_PER_LATENT * PIXELS_PER_LATENT, size[1] // PIXELS_PER_LATENT * PIXELS_PER_LATENT)
-    if cut != inner:
-        return size, size, (0, 0)
-    return inner, size, (size[0] % PIXELS_PER_LATENT // 2, size[1] % PIXELS_PER_LATENT // 2)
+    cut, offset = _cut(size)
+    if cut == inner:
+        return inner, size, offset
+    _require_aspect(size, inner, "Connect the image that the latent was made from, or none.")
+    return size, size, (0, 0)
+
+
+def _cut(size: Size) -> tuple[Size, Size]:
+    """What ComfyUI's VAE Encode leaves of a picture of `size`, and its offset (top, left) in it."""
+    height, width = size
+    left_over = (height % PIXELS_PER_LATENT, width % PIXELS_PER_LATENT)
+    return (height - left_over[0], width - left_over[1]), (left_over[0] // 2, left_over[1] // 2)
+
+
+def _require_images(image: Any, count: int, advice: str) -> None:
+    """Raises InputError unless `image` is an IMAGE of one picture or of `count`."""
+    guide_of(image[:1] if isinstance(image, Tensor) else image)
+    if image.shape[0] not in (1, count):
+        wanted = "one image" if count == 1 else f"one image or {count}"
+        raise InputError(f"Expected {wanted}, got {image.shape[0]}. {advice} (socket: image)")
+
+
+def _require_aspect(size: Size, inner: Size, advice: str) -> None:
+    """Raises InputError unless a picture of `size`, scaled, could be cut to `inner`: up to 7 pixels of each side go."""
+    (height, width), (high, wide) = size, inner
+    if height * wide > width * (high + PIXELS_PER_LATENT) or width * high > height * (wide + PIXELS_PER_LATENT):
+        raise InputError(
+            f"Expected an image of {high} x {wide} (height x width) or of that aspect, got {height} x {width}. "
+            f"{advice} (socket: image)"
+        )
 
 
 def mask_of(mask: Tensor) -> Float[Tensor, "b h w"]:

@@ -29,10 +29,12 @@ class MaskFromSegmentation(io.ComfyNode):
             category=CATEGORY,
             description="A mask of some or all phrases: hard or soft, grown, feathered, cleaned, with crisp edges.",
             search_aliases=["grow mask", "feather mask", "refine mask"],
-            inputs=[segmentation_input(), *_choice_inputs(), *_shape_inputs(), _image_input()],
+            inputs=[segmentation_input(), *_choice_inputs(), *_shape_inputs(), *_later_inputs()],
             outputs=[
                 io.Mask.Output("mask", display_name="mask", tooltip="The chosen phrases together: one mask per image."),
-                io.Boolean.Output("found", display_name="found", tooltip="Whether any chosen phrase is in any image."),
+                io.Boolean.Output(
+                    "found", display_name="found", tooltip="Whether the mask, before invert, holds anything at all."
+                ),
             ],
         )
 
@@ -49,27 +51,32 @@ class MaskFromSegmentation(io.ComfyNode):
         grow: int,
         feather: int,
         image: Any = None,
+        invert: bool = False,
     ) -> Any:
         """See ComfyNode."""
-        chosen = pick(phrases, segmentation.result.phrases)
-        soft = segmentation.soft()[:, chosen].amax(dim=1)
-        mask = refined(soft, image, refine)
-        if mode == "threshold":
-            mask = (mask > segmentation.threshold_or(threshold)).float()
+        from ..ldznet.hosts.comfyui import raise_if_cancelled as check
+
+        chosen = segmentation.select(pick(phrases, segmentation.result.phrases))
+        chosen = chosen if image is None else chosen.beside(image)
+        mask = refined(chosen.soft().amax(dim=1), image, refine, check)
+        mask = masks.ends_pulled(mask) if mode == "soft" else (mask > chosen.threshold_or(threshold)).float()
         mask = masks.drop_specks(mask, drop_specks)
         mask = masks.fill_holes(mask) if fill_holes else mask
-        mask = masks.feather(masks.grow(mask, grow), feather)
-        return io.NodeOutput(mask_of(mask), bool(segmentation.result.found[:, chosen].any()))
+        mask = masks.feather(masks.grow(mask, grow, check), feather, check)
+        return io.NodeOutput(mask_of(1 - mask if invert else mask), bool(mask.any()))
 
 
-def refined(soft: Float[Tensor, "b h w"], image: Any, refine: str) -> Float[Tensor, "b h w"]:
-    """`soft` with the edges of `image`, by the method named; as it is where no image is connected."""
+def refined(
+    soft: Float[Tensor, "b h w"], image: Any, refine: str, check: masks.Check = masks.never
+) -> Float[Tensor, "b h w"]:
+    """`soft` with the edges of an `image` of its size, by the method named; as it is where no image is connected."""
     if refine == "none" or image is None:
         return soft
-    guide = guide_of(image).to(soft.device)
-    guide = guide.expand(soft.shape[0], -1, -1, -1) if guide.shape[0] == 1 else guide
+    guide = guide_of(image).to(soft.device).expand(soft.shape[0], -1, -1, -1)
     with socket("image"):
-        return masks.guided_filter(soft, guide) if refine == "guided filter" else masks.pamr(soft, guide)
+        if refine == "PAMR":
+            return masks.pamr(soft, guide, check=check)
+        return masks.guided_filter(soft, guide, check=check)
 
 
 def _choice_inputs() -> list[Any]:
@@ -86,7 +93,7 @@ def _choice_inputs() -> list[Any]:
             "mode",
             options=list(MODES),
             default=MODES[0],
-            tooltip="threshold: 0 or 1. soft: the probability itself, 0 for a phrase that was not found.",
+            tooltip="threshold: 0 or 1. soft: the probability, with all up to 0.1 made 0 and all from 0.9 on made 1.",
         ),
         following_input(),
     ]
@@ -111,5 +118,18 @@ def _shape_inputs() -> list[Any]:
     ]
 
 
-def _image_input() -> Any:
-    return io.Image.Input("image", optional=True, tooltip="The picture that was segmented: connect it for crisp edges.")
+def _later_inputs() -> list[Any]:
+    return [
+        io.Image.Input(
+            "image",
+            optional=True,
+            tooltip="The picture that was segmented: connect it for crisp edges, and for a mask of its very size.",
+        ),
+        io.Boolean.Input(
+            "invert",
+            optional=True,
+            default=False,
+            tooltip="Everything but the phrases: 1 minus the mask, last of all. All of the picture where nothing was "
+            "found.",
+        ),
+    ]

@@ -10,7 +10,6 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..ldznet import drawing
-from ..ldznet.errors import InputError
 from ..ldznet.images import resize
 from ..ldznet.shapes import Float
 from ._boundary import Segmented, guide_of, image_of
@@ -46,35 +45,47 @@ class PreviewSegmentation(io.ComfyNode):
     @classmethod
     def execute(cls, segmentation: Segmented, threshold: float, opacity: float, image: Any = None) -> Any:
         """See ComfyNode."""
-        masks = segmentation.masks(threshold).cpu()
-        pictures = background_of(segmentation, image)
-        overlays = drawing.overlay(pictures, masks, opacity)
+        shown = framed(segmentation, image)
+        masks = shown.masks(threshold).cpu()
+        pictures = background_of(shown, image)
+        hues = drawing.contrasting(pictures, masks)
+        overlays = drawing.overlay(pictures, masks, opacity, hues)
         areas = masks.mean(dim=(2, 3))
-        pages = [drawing.with_legend(overlays[b], legend(segmentation, b, areas[b])) for b in range(len(overlays))]
-        return io.NodeOutput(image_of(overlays), ui=ui.PreviewImage(image_of(stacked(pages)), cls=cls))
+        legends = [legend(shown, b, areas[b]) for b in range(len(overlays))]
+        notes = list(filter(None, [shown.result.caveat]))
+        pages = [drawing.with_legend(*part, hues, notes) for part in zip(overlays, legends, strict=True)]
+        preview = ui.PreviewImage(image_of(stacked(pages)), cls=cls).as_dict()
+        return io.NodeOutput(image_of(overlays), ui={**preview, "text": texts(legends, notes)})
 
 
-def background_of(segmentation: Segmented, image: Any) -> torch.Tensor:
-    """The pictures b 3 h w in [0, 1] at the segmentation's size; grey ones where there are none."""
+def framed(segmentation: Segmented, image: Any) -> Segmented:
+    """In the frame of the pictures, if any; where those have another size, they are shown at the segmentation's."""
+    if image is None:
+        return segmentation
+    beside = segmentation.beside(image)
+    return beside if beside.result.size == segmentation.result.size else segmentation
+
+
+def background_of(segmentation: Segmented, image: Any) -> Float[Tensor, "b 3 h w"]:
+    """The pictures in [0, 1] at the segmentation's size; grey ones where there are none."""
     count = segmentation.result.logits.shape[0]
     if image is None:
         return torch.full((count, 3, *segmentation.size), GREY)
-    pictures = resize(guide_of(image).cpu(), segmentation.size).clamp(0, 1)
-    if len(pictures) not in (1, count):
-        raise InputError(
-            f"Expected 1 or {count} images, got {len(pictures)}. Connect what was segmented. (socket: image)"
-        )
-    return pictures.expand(count, -1, -1, -1)
+    return resize(guide_of(image).cpu(), segmentation.size).clamp(0, 1).expand(count, -1, -1, -1)
 
 
 def legend(segmentation: Segmented, image: int, areas: Float[Tensor, " p"]) -> list[str]:
     """A line per phrase: its share of the picture, or that it was not found, and its score."""
     result = segmentation.result
-    found, scores = result.found[image].tolist(), result.scores[image].tolist()
-    shares = [
-        f"{100 * area:.1f} %" if there else "not found" for area, there in zip(areas.tolist(), found, strict=True)
+    states = [segmentation.state(image, i, float(area)) for i, area in enumerate(areas)]
+    return [
+        f"{p}: {s}, {result.score_text(image, i)}" for i, (p, s) in enumerate(zip(result.phrases, states, strict=True))
     ]
-    return [f"{p}: {share}, score {score:.2f}" for p, share, score in zip(result.phrases, shares, scores, strict=True)]
+
+
+def texts(legends: list[list[str]], notes: list[str]) -> list[str]:
+    """All legends as one text per image: for pages that show it, and for those who read the history."""
+    return ["\n".join([*lines, *notes]) for lines in legends]
 
 
 def stacked(pages: list[Float[Tensor, "3 h w"]]) -> Float[Tensor, "b 3 h w"]:

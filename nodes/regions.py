@@ -49,12 +49,14 @@ class RegionPrompts(io.ComfyNode):
         grow: int,
     ) -> Any:
         """See ComfyNode. A phrase that was not found gets no region: its place belongs to the background."""
+        from ..ldznet.hosts.comfyui import raise_if_cancelled as check
+
         areas = segmentation.masks(threshold)
         covered = areas.new_zeros((areas.shape[0], *areas.shape[2:]))
         conditioning: list[Any] = []
         for phrase, prompt in read_regions(regions):
             index = pick(phrase, segmentation.result.phrases, "regions")[0]
-            area = masks.grow(areas[:, index], grow)
+            area = masks.grow(areas[:, index], grow, check)
             if area.any():
                 covered = covered.maximum(area)
                 conditioning += bound(encoded(clip, prompt), area, strength)

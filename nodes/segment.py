@@ -165,39 +165,38 @@ class InnerSegment(io.ComfyNode):
         vae: Any = None,
     ) -> Any:
         """See ComfyNode."""
-        from ..ldznet.hosts import comfyui
-
         samples = None if latent is None else vae_latents_of(latent)
         settings = {"seed": seed, "ensemble": ensemble, "resolution": resolution}
 
         def make() -> Segmented:
-            with socket("head"):
-                host = comfyui.ComfyHost(model, clip, vae)
-                predictor = Predictor(host, head.running(), progress=comfyui.Progress(), **settings)
-            return soft_maps(predictor, head, read_phrases(text), samples, image)
+            return soft_maps((model, clip, vae), head, read_phrases(text), (samples, image), settings)
 
         key = (text, *settings.values())
         return io.NodeOutput(head.memo.get([model, clip, vae, samples, image], key, make))
 
 
 def soft_maps(
-    predictor: Predictor,
+    models: tuple[Any, Any, Any],
     head: Any,
     phrases: Sequence[str],
-    vae_latents: Float[Tensor, "b 4 h w"] | None,
-    image: Float[Tensor, "b h w c"] | None,
+    picture: tuple[Tensor | None, Tensor | None],
+    settings: dict[str, Any],
 ) -> Segmented:
-    """Segments latents before the scale factor, or the image where there are none, with a predictor for `head`."""
+    """Of (MODEL, CLIP, VAE), a head, and latents before the scale factor, or an IMAGE."""
     from ..ldznet.hosts import comfyui
 
-    host: Any = predictor.host
+    model, clip, vae = models
+    vae_latents, image = picture
+    with socket("head"):
+        host = comfyui.ComfyHost(model, clip, vae)
+        predictor = Predictor(host, head.fitted_to(host), progress=comfyui.Progress(), **settings)
     if vae_latents is not None:
-        require_latents(head, vae_latents)
+        require_latents(head)
         with socket("latent"):
             inner, size, offset = frame(vae_latents, image)
-            predictor.set_latents(comfyui.model_space(host.model, vae_latents), size=inner)
+            predictor.set_latents(comfyui.model_space(model, vae_latents), size=inner)
     else:
-        require_picture(image, host.vae)
+        require_picture(image, vae)
         with socket("image"):
             predictor.set_image(guide_of(image), value_range=(0, 1))
             size, offset = (image.shape[1], image.shape[2]), (0, 0)
@@ -243,9 +242,9 @@ class InnerMasks(io.ComfyNode):
                 "Rebatch Images. (socket: latent or image)"
             )
         following = dataclasses.replace(segmentation[0], threshold=segmentation[0].threshold_or(threshold[0]))
-        masks, result = following.masks(FOLLOW), following.result
-        each, text = [mask_of(masks[:, i]) for i in range(masks.shape[1])], report(result, masks, following.notes)
-        return io.NodeOutput(mask_of(masks.amax(dim=1)), each, bool(result.found.any()), text, following)
+        masks = following.masks(FOLLOW)
+        each, text = [mask_of(masks[:, i]) for i in range(masks.shape[1])], report(following, masks)
+        return io.NodeOutput(mask_of(masks.amax(dim=1)), each, bool(masks.any()), text, following)
 
 
 def expanded(inner: str, inputs: dict[str, Any], threshold: float) -> Any:
@@ -267,14 +266,14 @@ def require_picture(image: Any, vae: Any) -> None:
         raise InputError("Expected a vae with the image, got none. Connect the model's VAE, or a latent. (socket: vae)")
 
 
-def report(result: Segmentation, masks: Float[Tensor, "b p h w"], notes: Sequence[str] = ()) -> str:
-    """A line for each image and phrase, then what the result says of itself, then `notes`."""
-    lines = []
+def report(segmentation: Segmented, masks: Float[Tensor, "b p h w"]) -> str:
+    """A line for each image and phrase, then what the result says of itself, then the notes."""
+    result, lines = segmentation.result, []
     for b in range(masks.shape[0]):
         for p, phrase in enumerate(result.phrases):
-            share = f", {100 * float(masks[b, p].mean()):.1f} % of the picture" if result.found[b, p] else ""
-            lines.append(f'image {b + 1}, "{phrase}": {result.state(b, p)}{share}, {result.score_text(b, p)}')
-    return "\n".join([*lines, *filter(None, [result.caveat]), *result.hints, *notes])
+            state = segmentation.state(b, p, float(masks[b, p].mean())).replace("%", "% of the picture")
+            lines.append(f'image {b + 1}, "{phrase}": {state}, {result.score_text(b, p)}')
+    return "\n".join([*lines, *filter(None, [result.caveat]), *result.hints, *segmentation.notes])
 
 
 def at_rest(result: Segmentation, device: Any) -> Segmentation:

@@ -65,6 +65,10 @@ class PreviewImage:
     def __init__(self, image: Any, cls: Any = None) -> None:
         self.image, self.cls = image, cls
 
+    def as_dict(self) -> dict[str, Any]:
+        """The pictures themselves, where ComfyUI has the files that it wrote."""
+        return {"images": list(self.image), "animated": (False,)}
+
 
 def object_info(node: type) -> dict[str, Any]:
     """Ids, inputs in order with types, defaults and ranges, outputs with types, names and list flags."""

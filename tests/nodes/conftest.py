@@ -9,7 +9,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from comfyui import host, standin
+
+PHRASES = ("a star", "grass", "a fish")
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +43,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     running = host.Server(tmp_path_factory.mktemp("comfyui"))
     yield running
     running.stop()
+
+
+@pytest.fixture
+def segmented(nodes: ModuleType) -> Any:
+    """Makes a LDZNET_SEGMENTATION of soft maps b p h w; all phrases are found but those that `scores` say are not."""
+    pack = nodes.__name__.split(".")[0]
+    library = importlib.import_module(f"{pack}.ldznet.segmentation")
+    boundary = importlib.import_module(f"{nodes.__name__}._boundary")
+
+    def make(maps: torch.Tensor, scores: list[list[float]] | None = None) -> Any:
+        found = torch.ones(maps.shape[:2]) if scores is None else torch.tensor(scores)
+        size = (maps.shape[2], maps.shape[3])
+        result = library.Segmentation(torch.logit(maps, eps=1e-6), PHRASES[: maps.shape[1]], size, found)
+        return boundary.Segmented(result, size)
+
+    return make

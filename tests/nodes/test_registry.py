@@ -45,7 +45,7 @@ def test_inputs_are_those_of_execute(node: Any) -> None:
     inputs = standin.object_info(node)["input"]
     required, optional = inputs["required"], inputs.get("optional", {})
     assert set(parameters) == {*required, *optional}
-    assert all(parameters[name].default is None for name in optional)
+    assert all(parameters[name].default == options.get("default") for name, (_, options) in optional.items())
     assert all(parameters[name].default is inspect.Parameter.empty for name in required)
 
 
