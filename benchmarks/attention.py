@@ -58,7 +58,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "at 4 and 2": {"coarse": ("4/input", "4/output"), "fine": ("2/input", "2/output"), "weights": (0.7, 0.3)},
     "at 2 and 1": {"coarse": ("2/input", "2/output"), "fine": ("1/input", "1/output"), "weights": (0.7, 0.3)},
     "at 2 and 1, output alone": {"coarse": ("2/output",), "fine": ("1/output",), "weights": (0.7, 0.3)},
-    **{f"2 steps along {place}": {"steps": 2, "selves": (place,)} for place in SELVES},
+    **{f"2 steps along {place}": {"steps": 2, "self_attention": (place,)} for place in SELVES},
     **{f"t {t}": {"timestep": t} for t in (10, 50, 100, 200, 300, 500, 700)},
     **{f"{n} steps": {"steps": n} for n in (0, 1, 2, 4, 8, 16)},
     **{f"2 steps, sharpening {x}": {"steps": 2, "sharpening": x} for x in (0.0, 0.015, 0.05, 0.15)},

@@ -95,8 +95,8 @@ def jobs(host: BareHost, side: int) -> dict[str, Callable[[], Any]]:
     latents, step = host.noise(1, 4, side, side), torch.tensor([100], device=host.device)
     pair, context = latents.repeat(2, 1, 1, 1), host.noise(2, 77, host.context_dim)
     return {
-        "one phrase": lambda: head.segment_together(host, latents, PHRASES[:1], 100, 0),
-        "eight phrases": lambda: head.segment_together(host, latents, PHRASES, 100, 0),
+        "one phrase": lambda: head.segment(host, latents, PHRASES[:1], timestep=100, seed=0),
+        "eight phrases": lambda: head.segment(host, latents, PHRASES, timestep=100, seed=0),
         "sampling step": lambda: host.run(pair, step.repeat(2), context),
     }
 

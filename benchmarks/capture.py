@@ -17,18 +17,19 @@ import torch
 import ldznet
 from ldznet.evaluate.metrics import bootstrap
 from ldznet.hosts.tiny import TinyHost
+from ldznet.models import CapturedTaps, LDZNet
 from ldznet.schedule import seeded_noise
 
 FIRST_SEED = 700_000  # no training sees these
 KINDS = ("phrase's own pass", "captured, phrase in the prompt", "captured, phrase not in the prompt")
 
 
-def taps_under(host: TinyHost, head: ldznet.predictor.LDZNet, latents: torch.Tensor, prompt: str) -> ldznet.Taps:
+def taps_under(host: TinyHost, head: LDZNet, latents: torch.Tensor, prompt: str) -> CapturedTaps:
     """Taps of latents noised to the head's t, from a pass under `prompt`."""
     config = head.head_config
     timesteps = torch.full((len(latents),), config.timestep)
     noisy = host.add_noise(latents, seeded_noise(tuple(latents.shape), 0), timesteps)
-    return host.extract(noisy, timesteps, host.encode_text([prompt]), list(config.tap_specs))
+    return CapturedTaps(host.extract(noisy, timesteps, host.encode_text([prompt]), list(config.tap_specs)))
 
 
 def ious(result: ldznet.Segmentation, truth: np.ndarray) -> np.ndarray:
@@ -38,7 +39,7 @@ def ious(result: ldznet.Segmentation, truth: np.ndarray) -> np.ndarray:
     return inside / (1 + (masks | truth).sum((1, 2)))
 
 
-def measure(host: TinyHost, head: ldznet.predictor.LDZNet, seed: int) -> np.ndarray:
+def measure(host: TinyHost, head: LDZNet, seed: int) -> np.ndarray:
     """IoU of each present phrase of a scene (rows) under each of `KINDS` (columns)."""
     scene = ldznet.tinyworld.scene(seed, "photo")
     phrases, truth = list(scene.phrases), np.stack([scene.masks[phrase] for phrase in scene.phrases])
@@ -49,7 +50,7 @@ def measure(host: TinyHost, head: ldznet.predictor.LDZNet, seed: int) -> np.ndar
     columns = [ious(predictor.predict(phrases), truth)]
     latents = host.encode_image(torch.from_numpy(scene.image).permute(2, 0, 1)[None].float() / 127.5 - 1)
     for prompt in (scene.caption, other):
-        predictor.set_latents(latents, taps=taps_under(host, head, latents, prompt))
+        predictor.set_latents(latents, captured=taps_under(host, head, latents, prompt))
         columns.append(ious(predictor.predict(phrases), truth))
     return np.stack(columns, axis=1)
 

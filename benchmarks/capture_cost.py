@@ -166,7 +166,7 @@ def main() -> None:
     host = comfyui.ComfyHost(sd15())
     print(f"SD 1.5 at {given.size} px, {given.steps} steps, float32 on the CPU, {given.threads} threads", flush=True)
     for name, head in heads().items():
-        clock, (captured, _) = Clock(), comfyui.capturing(host, head.fitted_to(host).head_config)
+        clock, (captured, _) = Clock(), comfyui.capturing(host, head.running().fitted_to(host).head_config)
         timed(captured, clock)
         with hooks_on(clock):
             sample(captured, given.size, given.steps, clock)

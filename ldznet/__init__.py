@@ -8,7 +8,7 @@ masks = predictor.predict(["a red star", "grass"]).masks()
 
 from .checkpoints.load import load_head
 from .config import HeadConfig, UNetConfig
-from .contracts import Block, Host, Segmenter, Taps, TapSpec
+from .contracts import Block, Captured, Head, Host, Taps, TapSpec
 from .hosts import open_host
 from .predictor import Predictor
 from .segmentation import Segmentation
@@ -17,11 +17,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Block",
+    "Captured",
+    "Head",
     "HeadConfig",
     "Host",
     "Predictor",
     "Segmentation",
-    "Segmenter",
     "TapSpec",
     "Taps",
     "UNetConfig",

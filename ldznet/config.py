@@ -134,6 +134,11 @@ class HeadConfig:
         return True
 
     @property
+    def phrases_compete(self) -> bool:
+        """Each phrase has a pass of its own, so that its mask does not depend on the others."""
+        return False
+
+    @property
     def takes_pixels(self) -> bool:
         """RGBNet reads pixels; the others read latents."""
         return self.network == "rgbnet"

@@ -1,6 +1,7 @@
 """The central types: what a host offers, what a head asks for, what a segmentation is. Imports errors and shapes alone.
 
-`Block` and `TapSpec` describe; `Host` and `Segmenter` are protocols, so that no model or predictor ever imports a host.
+`Block`, `TapSpec` and `Family` describe; `Host` and `Head` are protocols, so that no model or predictor ever imports a
+host.
 """
 
 from __future__ import annotations
@@ -51,6 +52,32 @@ class TapSpec(NamedTuple):
     stride: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A kind of diffusion model: how people call it, the width of its published contexts, and what reads it."""
+
+    title: str
+    context_dim: int
+    has_trained_heads: bool  # the attention head reads all of them
+
+
+FAMILIES: dict[str, Family] = {  # by `Host.family`; the constants of each for the attention head are in its `CONFIGS`
+    "tiny": Family("the tiny world", 64, True),
+    "sd1": Family("SD 1.x", 768, True),
+    "sd2": Family("SD 2.x", 1024, False),
+    "sdxl": Family("SDXL", 2048, False),
+}
+PUBLISHED_WIDTHS: dict[int, str] = {  # titles by context width; the tiny world's may be any toy's
+    **{family.context_dim: family.title for name, family in FAMILIES.items() if name != "tiny"},
+    1280: "SDXL's refiner",  # which nothing here reads
+}
+
+
+def named_width(width: Any) -> str:
+    """A context width for messages: "2048 (SDXL)", or the number alone where nothing published has it."""
+    return f"{width} ({PUBLISHED_WIDTHS[width]})" if width in PUBLISHED_WIDTHS else f"{width}"
+
+
 Taps = Mapping[str, Tensor]
 """Read-only mapping from block name to tensor b c h w: the hidden state after that block's spatial transformer."""
 
@@ -58,6 +85,11 @@ Taps = Mapping[str, Tensor]
 @runtime_checkable
 class Host(Protocol):
     """A loaded diffusion model. Every call leaves it as it was, also when it raises."""
+
+    @property
+    def family(self) -> str:
+        """A name of `FAMILIES`."""
+        ...
 
     @property
     def specs(self) -> Mapping[str, TapSpec]: ...
@@ -126,11 +158,6 @@ Observer = Callable[[nn.Module], AbstractContextManager[T]]
 class AttentionHost(Host, Protocol):
     """A host that shows its attention too: what a mask without a trained head needs. No other head asks for it."""
 
-    @property
-    def family(self) -> str:
-        """ "tiny", "sd1", "sd2" or "sdxl"; chooses the constants of the attention head."""
-        ...
-
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text of any length, without start, end and padding."""
         ...
@@ -150,42 +177,47 @@ class AttentionHost(Host, Protocol):
         ...
 
 
-@runtime_checkable
-class Segmenter(Protocol):
-    """A head: latents, text and (for LD-ZNet) taps in, logits out."""
+class Captured(Protocol):
+    """What a sampler's own passes left of the pictures that are segmented now: taps, or attention. A row a picture."""
 
-    def __call__(
-        self,
-        latents: Float[Tensor, "b 4 h w"],
-        timesteps: Int[Tensor, " b"],
-        context: Float[Tensor, "b n d"],
-        taps: Taps | None = None,
-    ) -> Float[Tensor, "b 1 8*h 8*w"]: ...
+    def fitted_to(self, config: Any, latents: Float[Tensor, "b 4 h w"]) -> Captured:
+        """The same at the size of the clean `latents`, for a head of `config`; raises InputError where it is not of
+        these latents or lacks what the head reads."""
+        ...
 
-    def presence(
-        self,
-        latents: Float[Tensor, "b 4 h w"],
-        timesteps: Int[Tensor, " b"],
-        context: Float[Tensor, "b n d"],
-        taps: Taps | None = None,
-    ) -> Float[Tensor, " b"] | None: ...
+    def rows(self, images: slice) -> Captured:
+        """That of some of the pictures."""
+        ...
 
 
 @runtime_checkable
-class JointSegmenter(Protocol):
-    """A head that needs no training: it asks its host for more than taps, and takes all phrases at once."""
+class Head(Protocol):
+    """Phrases in, masks out: what trained heads and the attention head have in common, and all that a predictor knows.
+
+    `head_config` says what the head asks for: `HeadConfig` names the fields that a predictor reads.
+    """
 
     @property
-    def head_config(self) -> Any:
-        """Constants, under the names of `HeadConfig` where the predictor reads them."""
+    def head_config(self) -> Any: ...
+
+    def fitted_to(self, host: Host) -> Head:
+        """The head with what it needs to know of `host`; raises HostError for one that it cannot read."""
         ...
 
-    def fitted_to(self, host: Host) -> JointSegmenter:
-        """The same with the constants for `host`; raises HostError for one that it cannot read."""
-        ...
+    def segment(
+        self,
+        host: Host,
+        latents: Float[Tensor, "b 4 h w"] | None,
+        phrases: Sequence[str],
+        *,
+        timestep: int,
+        seed: int,
+        captured: Captured | None = None,
+        pixels: Float[Tensor, "b 3 8*h 8*w"] | None = None,
+    ) -> tuple[Float[Tensor, "b p H W"], Float[Tensor, "b p"]]:
+        """Logits and scores in [0, 1] of every phrase in every picture, from clean model-space `latents`.
 
-    def segment_together(
-        self, host: Host, latents: Float[Tensor, "b 4 h w"], phrases: Sequence[str], timestep: int, seed: int
-    ) -> tuple[Float[Tensor, "b p h w"], Float[Tensor, "b p"]]:
-        """Logits and presence scores in [0, 1] of all phrases, from clean latents; it noises them itself."""
+        The head noises them to `timestep` with the noise of `seed` and reads `host`, unless `captured` spares it that.
+        `pixels` in [-1, 1] are given where the pictures are at hand; a head that reads them alone gets no latents.
+        """
         ...

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .shapes import Float, Size, UInt8
+from .sources import require_no_url
 
 EXPECTED = "a PIL image, a uint8 array h w 3, or a float tensor b 3 h w in its value_range"
 BAND = 2**20  # pixels that are float32 at once, 12 MB of them: a picture is read in bands of so many
@@ -92,8 +93,9 @@ class Picture:
         return resize(band, (band.shape[2], width))
 
 
-def open_picture(path: Path) -> Image.Image:
-    """The picture in a file, read to its end; raises InputError for a file that is none."""
+def open_picture(path: str | Path) -> Image.Image:
+    """The picture in a file, read to its end; raises InputError for a file that is none, and for a URL."""
+    require_no_url(path, "a picture")
     try:
         with Image.open(path) as image:
             image.load()

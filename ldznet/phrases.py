@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .errors import InputError
+from .errors import InputError, shown
 
 ARTICLES = ("a", "an", "the")
 NAMELESS = """
@@ -97,6 +97,11 @@ def hints_of(texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(hint for phrase in read(texts) for hint in phrase.hints)
 
 
+def same(one: str, other: str) -> bool:
+    """Whether two texts are read as the same phrase, whatever brackets and points they are typed with."""
+    return one == other or _meaning_of(one) == _meaning_of(other)
+
+
 def terms_of(phrases: Sequence[Phrase]) -> list[str]:
     """All that has to be found to make the masks of `phrases`, each once, in order."""
     return list(dict.fromkeys(term for phrase in phrases for term in (*phrase.wanted, *phrase.unwanted)))
@@ -109,6 +114,14 @@ def fill(template: str, phrase: str) -> str:
     if before and before[-1] in (*ARTICLES, "one") and first.lower() in ARTICLES and rest:
         phrase = rest
     return template.replace("{}", phrase)
+
+
+def _meaning_of(text: str) -> str:
+    """In lower case; of a text that is no phrase, the text itself."""
+    try:
+        return Phrase.parse(text).meaning.lower()
+    except InputError:
+        return text
 
 
 def _spaced(text: str) -> str:
@@ -228,7 +241,6 @@ def _hints(phrase: Phrase, plain: str, reasons: Sequence[str]) -> Iterable[str]:
 
 
 def _quoted(text: str) -> str:
-    """In quotes that it does not hold itself, on one line, without what a terminal would act on, and cut."""
-    line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
-    line = line if len(line) <= 80 else f"{line[:79]}…"
+    """In quotes that it does not hold itself, fit for a message."""
+    line = shown(" ".join(text.split()))
     return f"'{line}'" if '"' in line else f'"{line}"'

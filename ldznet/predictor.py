@@ -6,30 +6,24 @@ the same field for every image and phrase, so a mask does not depend on what els
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Integral
-from typing import Any
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .combining import Maps, combined
-from .config import HeadConfig
-from .contracts import Host, JointSegmenter, SmallVocabulary, Taps, TapSpec
-from .errors import HostError, InputError
+from .contracts import Captured, Head, Host, SmallVocabulary
+from .errors import InputError
 from .images import Picture, Range, require_dense, require_finite, resize
-from .models import LDZNet
-from .phrases import fill, read, terms_of
-from .schedule import seeded_noise
+from .phrases import read, terms_of
 from .segmentation import Segmentation
-from .shapes import PIXELS_PER_LATENT, Float, Size, fit_area, round_to_multiple, tap_size
+from .shapes import PIXELS_PER_LATENT, Float, Size, fit_area, round_to_multiple
 
-UNTRAINED = {"sd2": "SD 2.x", "sdxl": "SDXL"}  # families of hosts that only the attention head reads
 RESOLUTIONS = ("head", "native")
+MOST_TEXTS = 64  # encoded at once
 Progress = Callable[[int, int], None]
-Job = Callable[[int], tuple[Tensor, Tensor]]
 
 
 class Predictor:
@@ -43,7 +37,7 @@ class Predictor:
     def __init__(
         self,
         host: Host,
-        head: LDZNet | JointSegmenter,
+        head: Head,
         *,
         seed: int = 0,
         ensemble: int = 1,
@@ -57,17 +51,14 @@ class Predictor:
             raise InputError(f"Expected whole numbers as seed, ensemble and chunk, the last two from 1 on, got {got}.")
         if resolution not in RESOLUTIONS:
             raise InputError(f'Expected a resolution of {" or ".join(RESOLUTIONS)}, got "{resolution}".')
-        if isinstance(head, JointSegmenter):
-            head = head.fitted_to(host)
-        self.host, self.head, self.config = host, head, head.head_config
+        self.host, self.head = host, head.fitted_to(host)
+        self.config = self.head.head_config
         self.seed, self.ensemble, self.chunk = int(seed), int(ensemble), int(chunk)
         self.resolution, self.progress = resolution, progress
-        if not isinstance(head, JointSegmenter):  # which was fitted above
-            require_fit(host, self.config)
-        self._input: Tensor | None = None
-        self._size: Size = (0, 0)
         self._latents: Tensor | None = None
-        self._captured: Taps | None = None
+        self._pixels: Tensor | None = None
+        self._captured: Captured | None = None
+        self._count, self._size = 0, (0, 0)
 
     def set_image(self, image: Any, *, value_range: Range | None = None) -> None:
         """A PIL image, a uint8 array h w 3, or a float tensor b 3 h w. Encodes it, once. An error changes nothing.
@@ -79,8 +70,8 @@ class Predictor:
         pixels = picture.at(self._network_size(picture.size)).clamp(-1, 1).to(self.host.device)
         needs_latents = bool(self.config.tap_specs) or not self.config.takes_pixels
         latents = self._encoded(pixels) if needs_latents else None
-        self._size, self._latents, self._captured = picture.size, latents, None
-        self._input = pixels if self.config.takes_pixels else latents
+        self._count, self._size = len(pixels), picture.size
+        self._latents, self._pixels, self._captured = latents, pixels, None
 
     def _encoded(self, pixels: Tensor) -> Tensor:
         latents = self.host.encode_image(pixels.to(self.host.dtype)).float()
@@ -88,25 +79,25 @@ class Predictor:
         return latents
 
     def set_latents(
-        self, latents: Float[Tensor, "b 4 h w"], size: Size | None = None, taps: Taps | None = None
+        self, latents: Float[Tensor, "b 4 h w"], size: Size | None = None, captured: Captured | None = None
     ) -> None:
         """Model-space latents, as a generator made them; the VAE is not touched. `size` is the image's (height, width),
-        8 times the latents' if None. `taps`, captured while these latents were made, spare `predict` the UNet."""
+        8 times the latents' if None. What was `captured` while these latents were made spares `predict` the UNet."""
         if self.config.takes_pixels:
             raise InputError("Expected an image: this head (RGBNet) reads pixels, not latents. Call set_image.")
         latents = _checked_latents(latents, self.config.in_channels)
         full = (latents.shape[2] * PIXELS_PER_LATENT, latents.shape[3] * PIXELS_PER_LATENT)
-        if taps is not None:
-            _check_taps(taps, self.config.tap_specs, len(latents))
-        self._size = full if size is None else _checked_size(size)
+        size = full if size is None else _checked_size(size)
         height, width = self._network_size(full) if self.resolution == "head" else full
-        self._latents = resize(latents, (height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)).to(self.host.device)
-        self._input, self._captured = self._latents, taps
+        latents = resize(latents, (height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)).to(self.host.device)
+        captured = None if captured is None else captured.fitted_to(self.config, latents)
+        self._count, self._size = len(latents), size
+        self._latents, self._pixels, self._captured = latents, None, captured
 
     @torch.no_grad()
     def predict(self, phrases: Sequence[str]) -> Segmentation:
         """A mask per phrase (`phrases` says how they are read), in the order given, for every image that was set."""
-        if self._input is None:
+        if not self._count:
             raise InputError("Expected an image or latents first. Call set_image or set_latents.")
         if isinstance(phrases, str):
             raise InputError(f'Expected a list of phrases, got the string "{phrases[:40]}". Write ["{phrases[:40]}"].')
@@ -137,28 +128,41 @@ class Predictor:
 
     def _run(self, terms: Sequence[str]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Logits b t h w, scores b t and, for an ensemble, the deviation of the probabilities b t h w."""
-        logits, scores, deviations = [], [], []
-        tick = self._counter(len(terms))
-        for pairs, job in self._jobs(terms):
-            members = []
-            for member in range(self.ensemble):
-                members.append(job(member))
-                tick(pairs)
-            maps = torch.stack([m[0] for m in members])
-            require_finite(maps, "the masks", "Run host and head in float32 or bfloat16.")
-            logits.append(maps.mean(0))
-            scores.append(torch.stack([m[1] for m in members]).mean(0))
-            if self.ensemble > 1:
-                deviations.append(maps.sigmoid().std(0))
+        host, tick, rows = cast(Host, TextsOnce(self.host)), self._counter(len(terms)), []
+        for images, groups in self._pieces(terms):
+            parts = [self._averaged(host, images, group, tick) for group in groups]
+            rows.append([torch.cat(columns, dim=1) for columns in zip(*parts, strict=True)])
+        logits, scores, *deviation = (torch.cat(row) for row in zip(*rows, strict=True))
+        return logits, scores, deviation[0] if deviation else None
 
-        def gather(parts: list[Tensor]) -> Tensor:
-            return torch.cat(parts).unflatten(0, (-1, len(terms)))
+    def _averaged(
+        self, host: Host, images: slice, terms: Sequence[str], tick: Callable[[int], None]
+    ) -> tuple[Tensor, ...]:
+        """Logits and scores of some terms in some images, means over the ensemble, and its deviation if it is one."""
+        members = []
+        for member in range(self.ensemble):
+            members.append(self._member(host, images, terms, member))
+            tick(members[-1][1].numel())
+        maps = torch.stack([logits for logits, _ in members])
+        require_finite(maps, "the masks", "Run host and head in float32 or bfloat16.")
+        scores = torch.stack([scores for _, scores in members])
+        deviation = [maps.sigmoid().std(0)] if self.ensemble > 1 else []
+        return maps.mean(0), scores.mean(0), *deviation
 
-        return gather(logits), gather(scores), gather(deviations) if deviations else None
+    def _member(self, host: Host, images: slice, terms: Sequence[str], member: int) -> tuple[Tensor, Tensor]:
+        """Logits and scores of one (t, noise)."""
+        return self.head.segment(
+            host,
+            None if self._latents is None else self._latents[images],
+            terms,
+            timestep=self._timestep(member),
+            seed=self.seed + member,
+            captured=None if self._captured is None else self._captured.rows(images),
+            pixels=None if self._pixels is None else self._pixels[images],
+        )
 
     def _counter(self, terms: int) -> Callable[[int], None]:
-        assert self._input is not None
-        done, total = 0, len(self._input) * terms * self.ensemble
+        done, total = 0, self._count * terms * self.ensemble
 
         def tick(pairs: int) -> None:
             nonlocal done
@@ -168,69 +172,16 @@ class Predictor:
 
         return tick
 
-    def _jobs(self, terms: Sequence[str]) -> Iterator[tuple[int, Job]]:
-        """The work in pieces: how many (image, term) pairs each has, and what gives the logits n h w and scores n of
-        an ensemble's member."""
-        assert self._input is not None
-        images = range(len(self._input))
-        if isinstance(self.head, JointSegmenter):
-            for b in images:
-                yield len(terms), partial(self._together, self.head, b, terms)
-            return
-        context = self._context(terms)
-        pairs = [(b, t) for b in images for t in range(len(terms))]
-        for start in range(0, len(pairs), self.chunk):
-            chunk = pairs[start : start + self.chunk]
-            yield len(chunk), partial(self._member, self.head, chunk, context)
+    def _pieces(self, terms: Sequence[str]) -> Iterator[tuple[slice, list[Sequence[str]]]]:
+        """The work in pieces of about `chunk` (image, term) pairs: some images, and the terms for each run over them.
 
-    def _together(self, head: JointSegmenter, image: int, terms: Sequence[str], member: int) -> tuple[Tensor, Tensor]:
-        assert self._latents is not None
-        clean = self._latents[image : image + 1].to(self.host.dtype)
-        logits, scores = head.segment_together(self.host, clean, terms, self._timestep(member), self.seed + member)
-        return logits[0].float(), scores[0].float()
-
-    def _context(self, terms: Sequence[str]) -> Tensor:
-        texts = [fill(self.config.template, term) for term in terms]
-        parts = [self.host.encode_text(list(texts[i : i + 64])) for i in range(0, len(texts), 64)]
-        return torch.cat(parts)
-
-    def _member(
-        self, head: LDZNet, chunk: Sequence[tuple[int, int]], context: Tensor, member: int
-    ) -> tuple[Tensor, Tensor]:
-        """Logits n h w and scores n of one (t, noise) for a chunk of (image, term) pairs."""
-        assert self._input is not None
-        images = torch.tensor([b for b, _ in chunk])
-        context = context[[t for _, t in chunk]]
-        taps = self._taps(images, context, member)
-        inputs = _like(self._input[images.to(self._input.device)], head)
-        zeros = torch.zeros(len(chunk), dtype=torch.int64, device=inputs.device)
-        taps = {block: _like(tap, head) for block, tap in taps.items()}
-        logits, presence = head.segment(inputs, zeros, _like(context, head), taps)
-        logits = logits[:, 0].float()
-        return logits, score_of(logits) if presence is None else presence.float().sigmoid()
-
-    def _taps(self, images: Tensor, context: Tensor, member: int) -> dict[str, Tensor]:
-        blocks = list(self.config.tap_specs)
-        if not blocks:
-            return {}
-        if self._captured is not None:
-            return {block: self._fitted(self._captured[block], block)[images] for block in blocks}
-        noisy, timesteps = self._noisy(images, member)
-        return dict(self.host.extract(noisy, timesteps, context, blocks))
-
-    def _fitted(self, tap: Tensor, block: str) -> Tensor:
-        """A captured tap at the size that the latents as set would give it."""
-        assert self._latents is not None
-        height, width = self._latents.shape[2:]
-        return resize(tap, tap_size((height, width), self.config.tap_specs[block].stride))
-
-    def _noisy(self, images: Tensor, member: int) -> tuple[Tensor, Tensor]:
-        """The latents of some images at a member's t, and that t for each."""
-        assert self._latents is not None
-        clean = self._latents[images.to(self._latents.device)].to(self.host.dtype)
-        noise = seeded_noise((1, *clean.shape[1:]), self.seed + member).to(clean).expand_as(clean)
-        timesteps = torch.full((len(clean),), self._timestep(member), device=clean.device)
-        return self.host.add_noise(clean, noise, timesteps), timesteps
+        Terms that compete for a picture stay together, one picture at a time.
+        """
+        together = len(terms) if self.config.phrases_compete else min(len(terms), self.chunk)
+        at_once = 1 if self.config.phrases_compete else max(1, self.chunk // together)
+        groups = [terms[i : i + together] for i in range(0, len(terms), together)]
+        for start in range(0, self._count, at_once):
+            yield slice(start, start + at_once), groups
 
     def _timestep(self, member: int) -> int:
         """The head's own t alone; an ensemble spreads evenly over its range of t."""
@@ -246,34 +197,6 @@ class Predictor:
         return fit_area(size, height * width * PIXELS_PER_LATENT**2, self.config.size_multiple)
 
 
-def require_fit(host: Host, config: HeadConfig) -> None:
-    """Raises HostError that names the width or the block in which `host` is not what a head was trained on."""
-    expected = config.unet.context_dim
-    family = getattr(host, "family", None)
-    if family in UNTRAINED:
-        raise HostError(
-            f"Expected a host of context width {expected}, which this head was trained on, got {UNTRAINED[family]}, "
-            "which no trained head fits yet. Load the model that the head belongs to, or take the attention head."
-        )
-    if host.context_dim != expected:
-        raise HostError(
-            f"Expected a host of context width {expected}, which this head was trained on, got "
-            f"{host.context_dim}. Load the model that the head belongs to, or another head."
-        )
-    for block, spec in config.tap_specs.items():
-        if host.specs.get(block) != spec:
-            raise HostError(f"Expected a host with {spec}, got {host.specs.get(block)}. Load the head's model.")
-
-
-def score_of(logits: Float[Tensor, "n h w"]) -> Float[Tensor, " n"]:
-    """The highest probability of the mask averaged over 8 x 8 pixels: a score for heads without a presence output."""
-    return F.avg_pool2d(logits.sigmoid()[:, None], PIXELS_PER_LATENT).amax(dim=(1, 2, 3))
-
-
-def _like(tensor: Tensor, module: torch.nn.Module) -> Tensor:
-    return tensor.to(next(module.parameters()))
-
-
 def _is_whole(value: Any) -> bool:
     return isinstance(value, Integral)
 
@@ -283,7 +206,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _require_parts(host: Any, head: Any) -> None:
-    if not hasattr(head, "head_config"):
+    if not isinstance(head, Head):
         raise InputError(f"Expected a head, got {type(head).__name__}. Make one with ldznet.load_head.")
     if not hasattr(host, "encode_image"):
         raise InputError(f"Expected a host, got {type(host).__name__}. Make one with ldznet.open_host.")
@@ -308,12 +231,20 @@ def _checked_size(size: Any) -> Size:
     return int(size[0]), int(size[1])
 
 
-def _check_taps(taps: Taps, specs: Mapping[str, TapSpec], batch: int) -> None:
-    for block, spec in specs.items():
-        tap = taps.get(block)
-        if tap is None or tap.ndim != 4 or tap.shape[:2] != (batch, spec.channels):
-            got = "none" if tap is None else tuple(tap.shape)
-            raise InputError(
-                f"Expected tap {block} as {batch} {spec.channels} h w, got {got}. Capture all of the head's blocks."
-            )
-        require_finite(tap, f"tap {block}")
+class TextsOnce:
+    """`host`, for one prediction: a text is encoded once, however many pieces of the work ask for it."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._contexts: dict[str, Tensor] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._host, name)
+
+    def encode_text(self, phrases: Sequence[str]) -> Float[Tensor, "b n d"]:
+        """As the host's."""
+        new = [phrase for phrase in dict.fromkeys(phrases) if phrase not in self._contexts]
+        for start in range(0, len(new), MOST_TEXTS):
+            part = new[start : start + MOST_TEXTS]
+            self._contexts |= dict(zip(part, self._host.encode_text(part).split(1), strict=True))
+        return torch.cat([self._contexts[phrase] for phrase in phrases])

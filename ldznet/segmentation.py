@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -81,17 +80,6 @@ class Segmentation:
             phrases=tuple(self.phrases[i] for i in phrases),
             scores=self.scores[:, phrases],
             deviation=None if self.deviation is None else self.deviation[:, phrases],
-        )
-
-    @staticmethod
-    def joined(parts: Sequence[Segmentation]) -> Segmentation:
-        """One of several pictures, from one of each, with the same phrases, sizes and settings."""
-        deviations = [part.deviation for part in parts if part.deviation is not None]
-        return dataclasses.replace(
-            parts[0],
-            logits=torch.cat([part.logits for part in parts]),
-            scores=torch.cat([part.scores for part in parts]),
-            deviation=torch.cat(deviations) if deviations else None,
         )
 
     def _resize(self, maps: Tensor) -> Tensor:

@@ -128,12 +128,21 @@ def vae_latents_of(latent: Any) -> Float[Tensor, "b 4 h w"]:
     return samples
 
 
-def require_latents(head: Any) -> None:
-    """Raises InputError for a head that reads pixels, where latents alone are at hand."""
+def require_latents(head: Any, vae_latents: Float[Tensor, "b c h w"] | None = None) -> None:
+    """Raises InputError for a head that reads pixels, where latents alone are at hand, and for another model's latents.
+
+    As far as their channels tell: 4 for every Stable Diffusion up to SDXL, 16 for Flux and Z-Image.
+    """
     if head.config.takes_pixels:
         raise InputError(
             "Expected a head that reads latents, got one (RGBNet) that reads pixels. Give Segment by Text an image and "
             "a vae in the place of the latent, or load another head. (socket: head)"
+        )
+    if vae_latents is not None and vae_latents.shape[1] != head.config.in_channels:
+        raise InputError(
+            f"Expected a latent of {head.config.in_channels} channels, as the model's own, got {vae_latents.shape[1]}: "
+            "another model's. Give the picture itself as image, with this model's vae, in the place of the latent. "
+            "(socket: latent)"
         )
 
 

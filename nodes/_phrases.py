@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..ldznet.errors import InputError
-from ..ldznet.phrases import read
+from ..ldznet.phrases import read, same
 from ._boundary import socket
 
 ARROW = "=>"
@@ -44,8 +44,9 @@ def pick(wanted: str, phrases: tuple[str, ...], name: str = "phrases") -> list[i
         return list(range(len(phrases)))
     found = []
     for line in lines:
-        if line in phrases:
-            found.append(phrases.index(line))
+        place = next((i for i, phrase in enumerate(phrases) if same(phrase, line)), None)
+        if place is not None:
+            found.append(place)
         elif line.isdecimal() and 1 <= int(line) <= len(phrases):
             found.append(int(line) - 1)
         else:

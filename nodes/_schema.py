@@ -34,7 +34,8 @@ def text_input() -> Any:
         default="",
         placeholder="a red star\ngrass - the star\n# one phrase a line",
         dynamic_prompts=False,
-        tooltip='What to find: one phrase a line. "a - b" leaves b out of a. Lines that begin with # are comments.',
+        tooltip='What to find: one phrase a line. "a - b" leaves b out of a, "a | b" is either, "everything - a" the '
+        'inverse, "background" what no other line covers. Lines that begin with # are comments.',
     )
 
 

@@ -8,13 +8,15 @@ from typing import Any
 
 import torch
 from comfy_api.latest import io
+from torch import Tensor
 
-from ..ldznet.attention import AttentionHead, CapturedAttention
-from ..ldznet.attention.prompts import Prompt, spoken
-from ..ldznet.hosts.capturing import ATTENTION, AttentionCapture, Capture, Run, require_blocks
+from ..ldznet.attention import CapturedAttention
+from ..ldznet.capture import ATTENTION, AttentionCapture, Capture, Run
+from ..ldznet.hosts.comfyui_capture import notes_of, require_blocks, run_of
+from ..ldznet.models import CapturedTaps
 from ..ldznet.phrases import Phrase, terms_of
 from ..ldznet.predictor import Predictor
-from ..ldznet.segmentation import Segmentation
+from ..ldznet.shapes import Float
 from ._boundary import Segmented, frame, require_latents, socket, vae_latents_of
 from ._phrases import read_phrases
 from ._schema import (
@@ -68,7 +70,7 @@ class CaptureWhileSampling(io.ComfyNode):
 
         with socket("head"):
             host = comfyui.ComfyHost(model)
-            config = Predictor(host, head.fitted_to(host)).config  # raises if the head does not fit
+            config = Predictor(host, head.running()).config  # raises if the head does not fit
         require_latents(head)
         return io.NodeOutput(*comfyui.capturing(host, config))
 
@@ -149,96 +151,71 @@ class InnerCaptured(io.ComfyNode):
     @classmethod
     def execute(cls, latent: Any, capture: Capture, clip: Any, head: Any, text: str, prompt: str | None = None) -> Any:
         """See ComfyNode."""
+        from ..ldznet.hosts import comfyui
+
         samples = vae_latents_of(latent)
         require_latents(head)
-        reads_attention = isinstance(head.patcher.model, AttentionHead)
-        require_blocks(capture, [ATTENTION] if reads_attention else list(head.config.tap_specs))
-        run = capture.of(samples)
+        require_blocks(capture, [ATTENTION] if head.reads_attention else list(head.config.tap_specs))
+        run = run_of(capture, samples)
 
         def make() -> Segmented:
-            return captured_maps(capture, run, (clip, head), read_phrases(text), samples, prompt)
+            host = comfyui.ComfyHost(capture.model, clip)
+            with socket("head"):
+                predictor = Predictor(host, head.running(), progress=comfyui.Progress())
+            return captured_maps(predictor, Captured(capture, run, prompt), read_phrases(text), samples)
 
         return io.NodeOutput(head.memo.get([run, clip, samples], (text, prompt), make))
 
 
+@dataclasses.dataclass(frozen=True)
+class Captured:
+    """A sampler's run in a capture, and the prompt that is said to have made it, if any."""
+
+    capture: Capture
+    run: Run
+    prompt: str | None = None
+
+
 def captured_maps(
-    capture: Capture,
-    run: Run,
-    models: tuple[Any, Any],
-    phrases: Sequence[str],
-    vae_latents: torch.Tensor,
-    prompt: str | None = None,
+    predictor: Predictor, captured: Captured, phrases: Sequence[str], vae_latents: Float[Tensor, "b 4 h w"]
 ) -> Segmented:
-    """Of a sampler's run, (CLIP, head), and the latents before the scale factor that it returned."""
+    """Segments the latents (before the scale factor) that a captured run returned."""
     from ..ldznet.hosts import comfyui
 
-    notes, (clip, head) = capture.notes(run), models
-    host = comfyui.ComfyHost(capture.model, clip)
+    capture, run = captured.capture, captured.run
+    notes = notes_of(capture, run)
     latents = comfyui.model_space(capture.model, vae_latents)
     if isinstance(capture, AttentionCapture):
-        result, more = _by_attention(capture, run, (host, head), phrases, latents, prompt)
+        seen, more = _spoken(predictor, captured, capture, phrases)
         notes += more
     else:
-        result = _by_taps(run, (host, head), phrases, latents)
+        seen = CapturedTaps(_taps(run, predictor, latents))
+    with socket("latent"):
+        predictor.set_latents(latents, captured=seen)
+    with socket("text"):
+        result = predictor.predict(phrases)
+    if not run.rows and not isinstance(capture, AttentionCapture):
+        result = dataclasses.replace(result, scores=torch.zeros_like(result.scores))
     _, size, offset = frame(vae_latents, None)
     return Segmented(at_rest(result, comfyui.outputs_device()), size, offset, tuple(notes))
 
 
-def _by_taps(run: Run, models: tuple[Any, Any], phrases: Sequence[str], latents: torch.Tensor) -> Segmentation:
-    from ..ldznet.hosts import comfyui
-
-    host, head = models
-    with socket("head"):
-        predictor = Predictor(host, head.fitted_to(host), progress=comfyui.Progress())
-    with socket("latent"):
-        predictor.set_latents(latents, taps=_taps(run, predictor, latents))
-    with socket("text"):
-        result = predictor.predict(phrases)
-    return result if run.rows else dataclasses.replace(result, scores=torch.zeros_like(result.scores))
-
-
-def _by_attention(
-    capture: AttentionCapture,
-    run: Run,
-    models: tuple[Any, Any],
-    phrases: Sequence[str],
-    latents: torch.Tensor,
-    prompt: str | None,
-) -> tuple[Segmentation, list[str]]:
-    """The words of `prompt` by the attention of the sampling, others by a pass of their own; lines for the report."""
-    from ..ldznet.hosts import comfyui
-
-    (host, head), progress = models, comfyui.Progress()
-    fitted, uuid, said, parts = head.fitted_to(host), None, None, []
-    if prompt:
-        context, ids = host.typed(prompt)
-        uuid, said = (
-            capture.prompted(run, context),
-            spoken(ids, terms_of([Phrase.parse(p) for p in phrases]), host.tokenize),
-        )
-    for image in range(len(latents)):
-        segmenter = fitted
-        if uuid is not None and said.phrases:
-            segmenter = CapturedAttention(fitted, capture.attention(run, uuid, image), said, run.size)
-        predictor = Predictor(host, segmenter, progress=progress)
-        with socket("latent"):
-            predictor.set_latents(latents[image : image + 1])
-        with socket("text"):
-            parts.append(predictor.predict(phrases))
-    return Segmentation.joined(parts), _told(prompt, uuid, said)
+def _spoken(
+    predictor: Predictor, captured: Captured, capture: AttentionCapture, phrases: Sequence[str]
+) -> tuple[CapturedAttention | None, list[str]]:
+    """The attention to those phrases that stand in the prompt; and lines for the report."""
+    host: Any = predictor.host
+    if not captured.prompt:
+        return None, ["no prompt connected: all phrases took a pass of the UNet"]
+    terms = terms_of([Phrase.parse(phrase) for phrase in phrases])
+    seen = capture.of_prompt(captured.run, host.typed(captured.prompt), terms, host.tokenize)
+    if seen is None:
+        return None, ["the prompt is not the text that was sampled with: all phrases took a pass of the UNet"]
+    words = ", ".join(f'"{phrase}"' for phrase in seen.prompt.phrases)
+    return seen, [f"read from the sampling itself: {words or 'no phrase, none stands in the prompt'}"]
 
 
-def _told(prompt: str | None, uuid: Any, said: Prompt | None) -> list[str]:
-    """What the report says of where the masks come from."""
-    if not prompt:
-        return ["no prompt connected: all phrases took a pass of the UNet"]
-    if uuid is None:
-        return ["the prompt is not the text that was sampled with: all phrases took a pass of the UNet"]
-    words = ", ".join(f'"{phrase}"' for phrase in said.phrases) if said else ""
-    return [f"read from the sampling itself: {words or 'no phrase, none stands in the prompt'}"]
-
-
-def _taps(run: Run, predictor: Predictor, latents: torch.Tensor) -> dict[str, torch.Tensor]:
+def _taps(run: Run, predictor: Predictor, latents: Tensor) -> dict[str, Tensor]:
     """The run's taps; of zeros where only crops ran, since nothing will be found then."""
     if run.rows:
         return run.taps()

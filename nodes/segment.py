@@ -165,38 +165,39 @@ class InnerSegment(io.ComfyNode):
         vae: Any = None,
     ) -> Any:
         """See ComfyNode."""
+        from ..ldznet.hosts import comfyui
+
         samples = None if latent is None else vae_latents_of(latent)
         settings = {"seed": seed, "ensemble": ensemble, "resolution": resolution}
 
         def make() -> Segmented:
-            return soft_maps((model, clip, vae), head, read_phrases(text), (samples, image), settings)
+            with socket("head"):
+                host = comfyui.ComfyHost(model, clip, vae)
+                predictor = Predictor(host, head.running(), progress=comfyui.Progress(), **settings)
+            return soft_maps(predictor, head, read_phrases(text), samples, image)
 
         key = (text, *settings.values())
         return io.NodeOutput(head.memo.get([model, clip, vae, samples, image], key, make))
 
 
 def soft_maps(
-    models: tuple[Any, Any, Any],
+    predictor: Predictor,
     head: Any,
     phrases: Sequence[str],
-    picture: tuple[Tensor | None, Tensor | None],
-    settings: dict[str, Any],
+    vae_latents: Float[Tensor, "b 4 h w"] | None,
+    image: Float[Tensor, "b h w c"] | None,
 ) -> Segmented:
-    """Of (MODEL, CLIP, VAE), a head, and latents before the scale factor, or an IMAGE."""
+    """Segments latents before the scale factor, or the image where there are none, with a predictor for `head`."""
     from ..ldznet.hosts import comfyui
 
-    model, clip, vae = models
-    vae_latents, image = picture
-    with socket("head"):
-        host = comfyui.ComfyHost(model, clip, vae)
-        predictor = Predictor(host, head.fitted_to(host), progress=comfyui.Progress(), **settings)
+    host: Any = predictor.host
     if vae_latents is not None:
-        require_latents(head)
+        require_latents(head, vae_latents)
         with socket("latent"):
             inner, size, offset = frame(vae_latents, image)
-            predictor.set_latents(comfyui.model_space(model, vae_latents), size=inner)
+            predictor.set_latents(comfyui.model_space(host.model, vae_latents), size=inner)
     else:
-        require_picture(image, vae)
+        require_picture(image, host.vae)
         with socket("image"):
             predictor.set_image(guide_of(image), value_range=(0, 1))
             size, offset = (image.shape[1], image.shape[2]), (0, 0)

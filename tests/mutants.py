@@ -32,18 +32,18 @@ HAND = "test_by_hand.py"
 VALUES, EXECUTE = "nodes/test_values.py", "nodes/test_execute.py"
 MUTANTS = [
     Mutant("ldznet/phrases.py", 'return template.replace("{}", phrase)', "return phrase", HAND),
-    Mutant("ldznet/predictor.py", "fill(self.config.template, term)", 'fill("a photo of a {}.", term)', HAND),
-    Mutant("ldznet/predictor.py", "presence.float().sigmoid()", "presence.float().sigmoid() * 0.1", HAND),
+    Mutant("ldznet/models/trained.py", "fill(config.template, phrase)", 'fill("a photo of a {}.", phrase)', HAND),
+    Mutant("ldznet/models/trained.py", "presence.float().sigmoid()", "presence.float().sigmoid() * 0.1", HAND),
     Mutant("ldznet/predictor.py", "if self.ensemble == 1:", "if True:", HAND),
     Mutant("ldznet/predictor.py", "(member + 0.5) / self.ensemble", "member / self.ensemble", HAND),
     Mutant(
         "ldznet/predictor.py",
-        "seeded_noise((1, *clean.shape[1:]), self.seed + member)",
-        "seeded_noise((1, *clean.shape[1:]), self.seed)",
+        "seed=self.seed + member",
+        "seed=self.seed",
         HAND,
     ),
     Mutant(
-        "ldznet/predictor.py",
+        "ldznet/models/trained.py",
         "F.avg_pool2d(logits.sigmoid()[:, None], PIXELS_PER_LATENT)",
         "logits.sigmoid()[:, None]",
         HAND,

@@ -17,21 +17,9 @@ ONE_FILE = {
     "comfy": {"hosts/comfyui.py", "hosts/comfyui_world.py"},
 }
 ORDER = (  # a part of ldznet imports what stands before it, and nothing after it
-    *(
-        "errors",
-        "bounds",
-        "shapes",
-        "writing",
-        "clip_bpe",
-        "phrases",
-        "combining",
-        "contracts",
-        "taps",
-        "schedule",
-        "config",
-    ),
-    *("images", "masks", "drawing", "segmentation", "attention", "models", "checkpoints", "predictor"),
-    *("tinyworld", "hosts", "data", "train", "evaluate", "cli"),
+    *("errors", "bounds", "shapes", "writing", "sources", "clip_bpe", "phrases", "combining", "contracts", "taps"),
+    *("schedule", "config", "images", "masks", "drawing", "segmentation", "attention", "capture", "models"),
+    *("checkpoints", "predictor", "tinyworld", "hosts", "data", "train", "evaluate", "cli", "__main__"),
 )
 NEVER = {"models": {"attention"}, "hosts": {"predictor"}, "train": {"hosts"}}  # though it stands before
 

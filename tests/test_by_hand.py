@@ -50,7 +50,7 @@ def once(
             context = host.encode_text([text])
             noisy = float(KEPT[t].sqrt()) * clean + float((1 - KEPT[t]).sqrt()) * noise
             taps = host.extract(noisy, torch.tensor([t]), context, list(head.head_config.tap_specs))
-            logits, presence = head.segment(clean, torch.tensor([0]), context, taps)
+            logits, presence = head.masks_and_presence(clean, torch.tensor([0]), context, taps)
             maps.append(logits[0, 0])
             presences.append(presence)
     shape = (len(latents), len(texts))

@@ -13,14 +13,14 @@ from PIL import Image
 from ldznet import HeadConfig, Predictor, Segmentation, UNetConfig
 from ldznet.errors import HostError, InputError
 from ldznet.hosts.tiny import TinyHost
-from ldznet.models import build_head
+from ldznet.models import CapturedTaps, TrainedHead, build_head
 from ldznet.tinyworld import world
 
 
 class LosslessHost:
     """Latents are the picture's red channel, unshuffled by 8."""
 
-    specs, context_dim, device, dtype = {}, 4, torch.device("cpu"), torch.float32
+    family, specs, context_dim, device, dtype = "tiny", {}, 4, torch.device("cpu"), torch.float32
 
     def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
         return F.pixel_unshuffle(pixels[:, :1], 8)
@@ -29,16 +29,16 @@ class LosslessHost:
         return torch.zeros(len(phrases), 77, 4)
 
 
-class LosslessHead(torch.nn.Module):
+class LosslessHead(TrainedHead):
     """Logits are the latents shuffled back, so the mask is where the picture is white."""
 
+    example, scale = torch.zeros(()), 20.0
+
     def __init__(self, multiple: int = 32) -> None:
-        super().__init__()
         unet = UNetConfig(in_channels=64, context_dim=4)
         self.head_config = HeadConfig(network="znet", unet=unet, latent_grid=(16, 16), size_multiple=multiple)
-        self.scale = torch.nn.Parameter(torch.tensor(20.0))
 
-    def segment(self, latents, timesteps, context, taps):
+    def masks_and_presence(self, latents, timesteps, context, taps):
         return F.pixel_shuffle(latents, 8) * self.scale, None
 
 
@@ -212,10 +212,10 @@ def captured(predictor: Predictor) -> dict[str, torch.Tensor]:
     ids=["none", "channels", "rank", "batch", "NaN"],
 )
 def test_wrong_taps_say_what_came(change: Callable, predictor: Predictor) -> None:
-    predictor.set_latents(torch.zeros(1, 4, 8, 8), taps=captured(predictor))
+    predictor.set_latents(torch.zeros(1, 4, 8, 8), captured=CapturedTaps(captured(predictor)))
     assert predictor.predict(["grass"]).probabilities.shape == (1, 1, 64, 64)
     with pytest.raises(InputError, match=r"Expected .*, got "):
-        predictor.set_latents(torch.zeros(1, 4, 8, 8), taps=change(captured(predictor)))
+        predictor.set_latents(torch.zeros(1, 4, 8, 8), captured=CapturedTaps(change(captured(predictor))))
 
 
 def test_float64_and_gradients_are_taken_as_they_are(predictor: Predictor) -> None:
@@ -317,7 +317,7 @@ def test_nan_of_a_host_or_a_head_is_said() -> None:
     host, head = LosslessHost(), LosslessHead()
     predictor = Predictor(host, head)
     predictor.set_image(np.zeros((64, 64, 3), np.uint8))
-    head.scale.data.fill_(torch.nan)
+    head.scale = float("nan")
     with pytest.raises(InputError, match=r"finite numbers in the masks, got NaN.*float32 or bfloat16"):
         predictor.predict(["grass"])
     host.encode_image = lambda pixels: torch.full((1, 64, 2, 2), torch.inf)

@@ -42,7 +42,7 @@ class AttentionConfig:
     coarse: tuple[str, ...] = ("4/input", "4/output")  # cross-attention at 16 x 16 for 512 px; iSeg
     fine: tuple[str, ...] = ("2/input.1", "2/output.0", "2/output.1")  # and at 32 x 32; iSeg
     weights: tuple[float, float] = (0.7, 0.3)  # of the coarse and the fine maps; iSeg
-    selves: tuple[str, ...] = ("1/output.1",)  # self-attention that propagates, at 64 x 64; iSeg
+    self_attention: tuple[str, ...] = ("1/output.1",)  # self-attention that propagates, at 64 x 64; iSeg
     timestep: int = 100  # of the one pass; iSeg
     timestep_range: tuple[int, int] = (50, 150)  # what an ensemble spreads over; ours
     rescaling: float = 1.6  # of the text encoder's rows of the phrases' tokens; iSeg's category enhancement
@@ -62,7 +62,8 @@ class AttentionConfig:
     presence: Presence = Presence()
     most_positions: int = 16_384  # of self-attention: 128 x 128, a matrix of 1 GB in float32; ours
 
-    takes_pixels = False  # what the predictor asks of every head's configuration
+    takes_pixels = False  # this and the next two: what the predictor asks of every head's configuration
+    phrases_compete = True
     tap_specs: dict[str, TapSpec] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -82,7 +83,7 @@ SDXL = (
         SD,
         coarse=("4/input", "4/middle", "4/output"),
         fine=("2/input", "2/output"),
-        selves=("2/output",),
+        self_attention=("2/output",),
         latent_grid=(128, 128),
     )
 )
@@ -133,5 +134,5 @@ def blocks_at(places: Sequence[str], specs: Mapping[str, TapSpec]) -> tuple[str,
 
 def require_readable(config: AttentionConfig, host: Host) -> None:
     """Raises HostError where a host lacks one of the places of `config`."""
-    for places in (config.coarse, config.fine, config.selves):
+    for places in (config.coarse, config.fine, config.self_attention):
         blocks_at(places, host.specs)

@@ -1,35 +1,29 @@
 """The training-free head: a mask from the attention of whatever Stable Diffusion is loaded. Imports no host.
 
-Keeps `contracts.JointSegmenter`; the recipe is iSeg's propagation with GoCA's per-pixel rescaling, step by step in
+Keeps `contracts.Head`; the recipe is iSeg's propagation with GoCA's per-pixel rescaling, step by step in
 `read_prompt`, with the constants of `AttentionConfig`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from ..contracts import AttentionHost, Conditioning, Host, TapSpec
+from ..contracts import AttentionHost, Captured, Conditioning, Host
 from ..errors import HostError, InputError
 from ..schedule import seeded_noise
-from ..shapes import Float, Int, Size, tap_size
+from ..shapes import Float, Int
+from .captured import CapturedAttention
 from .config import SD, AttentionConfig, blocks_at, config_for, require_readable
 from .denoising import RIVALS, gains
-from .maps import group_means, min_max, propagated, shares, sharpened, token_maps
-from .presence import MEASURES, Evidence, score
+from .finding import Found, found_in, grid_of, logits_of
+from .presence import MEASURES, score
 from .prompts import Prompt, prompts_of
 from .reading import Attention, reading_attention
-
-
-class Found(NamedTuple):
-    """What a prompt's phrases look like: `maps` are stretched and propagated, `evidence` keeps the common scale."""
-
-    maps: Float[Tensor, "b p h w"]
-    evidence: Evidence
 
 
 class AttentionHead(nn.Module):
@@ -50,15 +44,39 @@ class AttentionHead(nn.Module):
         return fitted
 
     @torch.no_grad()
-    def segment_together(
-        self, host: Host, latents: Float[Tensor, "b 4 h w"], phrases: Sequence[str], timestep: int, seed: int
+    def segment(
+        self,
+        host: Host,
+        latents: Float[Tensor, "b 4 h w"] | None,
+        phrases: Sequence[str],
+        *,
+        timestep: int,
+        seed: int,
+        captured: Captured | None = None,
+        pixels: Float[Tensor, "b 3 8*h 8*w"] | None = None,
     ) -> tuple[Float[Tensor, "b p h w"], Float[Tensor, "b p"]]:
-        """Logits (0 at the configuration's threshold) and scores of all phrases, from clean latents.
+        """As `contracts.Head.segment`; logits are 0 at the configuration's threshold. `pixels` are not read.
 
         Phrases share a pass as far as 77 tokens hold them, and compete there: one's mask depends a little on the
-        others. Raises InputError for a phrase that no prompt can hold, and for latents beyond `most_positions`.
+        others. Those that `captured` shows take no pass. Raises InputError for a phrase that no prompt can hold, and
+        for latents beyond `most_positions`.
         """
-        assert isinstance(host, AttentionHost)
+        assert latents is not None
+        clean = latents.to(host.dtype)
+        known: dict[str, tuple[Tensor, Tensor]] = {}
+        if captured is not None:
+            known = cast(CapturedAttention, captured).by_phrase(self.head_config, host.specs, clean)
+        others = [phrase for phrase in phrases if phrase not in known]
+        if others:
+            maps, scores = self._by_passes(cast(AttentionHost, host), clean, others, timestep, seed)
+            known |= {phrase: (maps[:, i], scores[:, i]) for i, phrase in enumerate(others)}
+        logits, scores = (torch.stack([known[phrase][part] for phrase in phrases], dim=1) for part in (0, 1))
+        return logits.float(), scores.float()
+
+    def _by_passes(
+        self, host: AttentionHost, latents: Tensor, phrases: Sequence[str], timestep: int, seed: int
+    ) -> tuple[Float[Tensor, "b p h w"], Float[Tensor, "b p"]]:
+        """Logits and scores from passes of the head's own, as few as hold all `phrases`."""
         config, steps = self.head_config, torch.full((len(latents),), timestep, device=latents.device)
         noise = seeded_noise((1, *latents.shape[1:]), seed).to(latents).expand_as(latents)
         noisy = host.add_noise(latents, noise, steps)
@@ -95,29 +113,6 @@ def read_prompt(
     return found_in(attend(host, latents, timesteps, prompt, config), prompt, config, host.specs, size)
 
 
-def found_in(
-    attention: Attention, prompt: Prompt, config: AttentionConfig, specs: Mapping[str, TapSpec], latent_size: Size
-) -> Found:
-    """Where the phrases of `prompt` are, by attention that was read over latents of `latent_size`, in whatever pass."""
-    size = grid_of(config, specs, latent_size)
-    coarse, fine = (blocks_at(places, specs) for places in (config.coarse, config.fine))
-    levels = ((coarse, config.weights[0]), (fine, config.weights[1]))
-    groups = (*prompt.phrase_tokens, *prompt.background_tokens)
-    tokens = token_maps(attention.cross, levels, size)
-    maps = group_means(tokens, groups)
-    if config.per_pixel:
-        maps = shares(maps, tokens[:, sorted({token for group in groups for token in group})])
-    filled, stretched = maps, min_max(maps[:, : len(prompt.phrases)])
-    if config.steps:
-        links = sharpened(torch.stack(list(attention.selves.values())).mean(dim=0), config.sharpening)
-        filled = propagated(maps, links, config.steps, stretch=False)
-        stretched = min_max(propagated(stretched, links, config.steps))
-    bare = group_means(token_maps(attention.cross, levels, size, normalised=False), groups)
-    p = len(prompt.phrases)
-    evidence = Evidence(bare[:, :p], maps[:, :p], filled[:, :p], bare[:, p:], filled[:, p:])
-    return Found(stretched, evidence)
-
-
 def attend(
     host: AttentionHost,
     latents: Float[Tensor, "b 4 h w"],
@@ -134,13 +129,13 @@ def attend(
             'Use a smaller image, or resolution "head".'
         )
     cross = blocks_at((*config.coarse, *config.fine), host.specs)
-    selves = blocks_at(config.selves, host.specs) if config.steps else ()
+    self_blocks = blocks_at(config.self_attention, host.specs) if config.steps else ()
     conditioning = rescaled(host.condition([prompt.text]), prompt, config.rescaling, len(latents))
     return host.observe(
         latents,
         timesteps,
         conditioning,
-        lambda unet: reading_attention(unet, cross, selves, host.specs, size),
+        lambda unet: reading_attention(unet, cross, self_blocks, host.specs, size),
     )
 
 
@@ -150,22 +145,3 @@ def rescaled(conditioning: Conditioning, prompt: Prompt, factor: float, batch: i
     context[:, sorted({token for tokens in prompt.phrase_tokens for token in tokens})] *= factor
     extras = {name: extra.expand(batch, *extra.shape[1:]) for name, extra in conditioning.extras.items()}
     return dataclasses.replace(conditioning, context=context, extras=extras)
-
-
-def logits_of(found: Found, config: AttentionConfig) -> Float[Tensor, "b p h w"]:
-    """Logits that are 0 at the threshold, and a straight line of the map: resizing them resizes the map.
-
-    On the scale "common", 0 is where a phrase draws level with the best background word, and the largest of several
-    phrases' logits is the most fitting phrase.
-    """
-    if config.scale == "phrase":
-        return config.steepness * (found.maps - config.threshold)
-    filled, background = found.evidence.filled, found.evidence.filled_background
-    most = torch.cat([filled, background], dim=1).amax(dim=(1, 2, 3), keepdim=True)
-    rival = background.amax(dim=1, keepdim=True) if background.shape[1] else config.threshold * most
-    return config.steepness * (filled - rival) / most
-
-
-def grid_of(config: AttentionConfig, specs: Mapping[str, TapSpec], latent_size: Size) -> Size:
-    """The size at which maps are propagated: that of the self-attention."""
-    return tap_size(latent_size, specs[blocks_at(config.selves, specs)[0]].stride)

@@ -27,11 +27,11 @@ class Attention(NamedTuple):
     """Attention probabilities, float32, averaged over heads and over the layers of a block's transformer.
 
     `cross`: by block, b n h w, how much each pixel attends to each of n text tokens (they sum to 1 over n).
-    `selves`: by block, b (h w) (h w), from each pixel to every pixel (rows sum to 1).
+    `self_attention`: by block, b (h w) (h w), from each pixel to every pixel (rows sum to 1).
     """
 
     cross: dict[str, Tensor]
-    selves: dict[str, Tensor]
+    self_attention: dict[str, Tensor]
 
 
 class _Layer:
@@ -69,8 +69,8 @@ def probabilities(
 @contextlib.contextmanager
 def reading_attention(
     unet: nn.Module,
-    cross: Sequence[str],
-    selves: Sequence[str],
+    cross_blocks: Sequence[str],
+    self_blocks: Sequence[str],
     specs: Mapping[str, TapSpec],
     latent_size: Size,
     end_early: bool = True,
@@ -84,7 +84,7 @@ def reading_attention(
     """
     modules: dict[str, nn.Module] = {}
     layers: dict[str, tuple[str, _Layer]] = {}
-    for kind, blocks in ((CROSS, cross), (SELF, selves)):
+    for kind, blocks in ((CROSS, cross_blocks), (SELF, self_blocks)):
         for block, transformer in transformers_of(unet, blocks).items():
             for layer in _layers(block, transformer, kind):
                 for part in ("to_q", "to_k"):
@@ -105,7 +105,7 @@ def reading_attention(
         if kind == CROSS:
             found.cross[block] = rearrange(mean, "b (h w) n -> b n h w", h=height)
         else:
-            found.selves[block] = mean
+            found.self_attention[block] = mean
 
     with watching(modules, read, end_early):
         yield found

@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import __version__
 from ..config import HeadConfig
 from ..errors import CheckpointError, InputError
+from ..sources import require_no_url
 from .files import TensorFile, nbytes, open_safetensors, sniff, stream_tensors
 from .formats import Match, TensorInfo, match
 from .load import OWNER, common_dtype, config_of, layout_of, meta_head, own_metadata
@@ -87,6 +88,7 @@ def convert(
 
 
 def _check_settings(source: Path, target: Path, dtype: torch.dtype | None, force: bool) -> None:
+    require_no_url(source, "a checkpoint")
     if dtype not in (None, torch.float16, torch.bfloat16, torch.float32):
         raise InputError(f"Expected float16, bfloat16 or float32, got {dtype}. Leave it out to keep the source's own.")
     if target.is_dir() or not target.absolute().parent.is_dir():

@@ -17,6 +17,7 @@ from ..attention import AttentionHead
 from ..config import HeadConfig
 from ..errors import CheckpointError, cause, shown
 from ..models import LDZNet, build_head
+from ..sources import require_no_url
 from .files import TensorFile, open_safetensors, stream_tensors
 from .formats import FORMAT_VERSION, TensorInfo, match
 
@@ -88,6 +89,7 @@ def head_info(source: str | Path) -> HeadInfo:
 
 
 def _path_of(source: str | Path) -> Path:
+    require_no_url(source, "a head's file")
     path = EMBEDDED.get(str(source), Path(source))
     if not path.exists():
         names = ", ".join([ATTENTION, *EMBEDDED])

@@ -12,23 +12,45 @@ from ..errors import InputError
 from .progress import console, progress_bar
 
 app = typer.Typer(
-    help="Words in, mask out, from the Stable Diffusion that is already loaded.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 Seed = Annotated[int, typer.Option(help="Seed of the noise; the same seed gives the same masks.", min=0)]
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from .. import __version__
+
+        typer.echo(f"ldznet {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and leave.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Words in, mask out, from the Stable Diffusion that is already loaded."""
+
+
+def note(text: str) -> None:
+    """On standard error, so that it stands in no list of files."""
+    typer.echo(f"note: {text}", err=True)
+
+
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Where the contact sheet goes, a PNG.", dir_okay=False)] = Path(
-        "ldznet-demo.png"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Where the contact sheet goes, a PNG.", dir_okay=False)
+    ] = Path("ldznet-demo.png"),
     seed: Seed = 1,
 ) -> None:
-    """Generate pictures, segment them by words, and write one contact sheet. Example: ldznet demo --out sheet.png"""
+    """Generate pictures, segment them by words, and write one contact sheet. Example: ldznet demo -o sheet.png"""
     from ..checkpoints import load_head
     from ..hosts.tiny import TinyHost
     from .demo import demo as run
@@ -41,16 +63,21 @@ def demo(
 
 @app.command()
 def segment(
-    image: Annotated[Path, typer.Argument(help="The picture.")],
-    text: Annotated[list[str], typer.Option(help='A phrase, or "a - b"; may be given several times.')],
-    model: Annotated[str, typer.Option(help='"tiny", a diffusers folder, or a file of SD 1.x, 2.x or SDXL.')] = "tiny",
+    image: Annotated[str, typer.Argument(help="The picture's file.")],
+    text: Annotated[
+        list[str], typer.Option(help='A phrase; "a - b" leaves b out, "a | b" is either. May be given several times.')
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(help='A diffusers folder, or a file of SD 1.x, 2.x or SDXL. "tiny": the embedded toy.'),
+    ] = None,
     head: Annotated[
         str | None,
         typer.Option(help='"attention", "tiny", "tiny-znet" or a file; left out: "tiny" for "tiny", else "attention".'),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for masks and overlay.", file_okay=False)] = Path(
-        "masks"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for masks, overlay and result.json.", file_okay=False)
+    ] = Path("masks"),
     threshold: Annotated[float, typer.Option(help="On probabilities.", min=0, max=1)] = 0.5,
     ensemble: Annotated[int, typer.Option(help="How many (t, noise) pairs to average.", min=1)] = 1,
     resolution: Annotated[str, typer.Option(help='"head" or "native".')] = "head",
@@ -59,44 +86,55 @@ def segment(
     """Masks of a picture. Example: ldznet segment photo.png --text "the dog" --text grass --model DIR --head FILE"""
     from .. import Predictor, load_head, open_host
     from ..images import open_picture
-    from .segment import write_masks
+    from ..phrases import read
+    from . import segment as run
+    from .results import require_room
 
+    if model is None:
+        raise InputError(run.NO_MODEL)
+    head = head or ("tiny" if model == "tiny" else "attention")
     picture = open_picture(image)
+    read(text)
+    require_room(out, run.names(text))
+    if model == "tiny":
+        note(run.TOY)
     with console.status("Loading …"):
-        host, loaded = open_host(model), load_head(head or ("tiny" if model == "tiny" else "attention"))
+        host, loaded = open_host(model), load_head(head)
     with progress_bar("Segmenting") as progress:
         predictor = Predictor(host, loaded, seed=seed, ensemble=ensemble, resolution=resolution, progress=progress)
         predictor.set_image(picture)
         result = predictor.predict(text)
-    for line in write_masks(picture, result, threshold, out):
+    about = {"image": image, "model": model, "head": head, "seed": seed, "ensemble": ensemble, "resolution": resolution}
+    for line in run.write_masks(picture, result, threshold, out, about):
         typer.echo(line)
+    for remark in filter(None, [result.caveat, *result.hints]):
+        note(remark)
 
 
 @app.command()
 def generate(
     captions: Annotated[list[str], typer.Argument(help="What to draw.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.", file_okay=False)] = Path(
-        "pictures"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for the pictures and result.json.", file_okay=False)
+    ] = Path("pictures"),
     steps: Annotated[int, typer.Option(min=1, max=1000)] = 30,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance.", min=0, max=100)] = 5.0,
     seed: Seed = 0,
 ) -> None:
     """Pictures of the tiny world. Example: ldznet generate "a photo of a red star on grass" """
-    from PIL import Image
-
     from ..hosts.tiny import TinyHost
-    from ..images import to_pictures
-    from .sheet import save_png
+    from . import generate as run
+    from .results import require_room
 
+    require_room(out, run.names(captions))
     host = TinyHost.load()
+    for remark in run.remarks(host, captions):
+        note(remark)
     with console.status("Generating …"):
-        pictures = to_pictures(host.decode_latents(host.generate(captions, seed, steps, guidance)))
-    out.mkdir(parents=True, exist_ok=True)
-    for i, picture in enumerate(pictures):
-        path = out / f"{i:03d}.png"
-        save_png(Image.fromarray(picture), path)
-        typer.echo(f"{path}: {captions[i]}")
+        latents = host.generate(captions, seed, steps, guidance)
+    about = {"seed": seed, "steps": steps, "guidance": guidance}
+    for line in run.write_pictures(host, latents, captions, out, about):
+        typer.echo(line)
 
 
 @app.command()
@@ -136,7 +174,9 @@ def info(
 
 @app.command()
 def train(
-    stage: Annotated[str, typer.Argument(help='vae, classifier, probe, ldm, ldznet, znet, or "all" in that order.')],
+    stage: Annotated[
+        str, typer.Argument(help='vae, classifier, probe, text, ldm, ldznet, znet, or "all" in that order.')
+    ],
     data: Annotated[str, typer.Option(help='"tinyworld", or a folder with an index.jsonl.')] = "tinyworld",
     images: Annotated[int, typer.Option(help="How many scenes of the tiny world to draw.", min=1)] = 40_000,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps; the recipe's if left out.", min=1)] = None,
@@ -163,7 +203,9 @@ def evaluate(
     scenes: Annotated[int, typer.Option(help="Test scenes each; no training saw them.", min=2)] = 500,
     weights: Annotated[Path | None, typer.Option(help="For the gates: a folder of weights, if not our own.")] = None,
 ) -> None:
-    """Measure on the tiny world: heads, gates, settings. Example: ldznet evaluate tiny --scenes 500"""
+    """Measure on the tiny world: heads, gates (exit code 1 where one fails), settings.
+
+    Example: ldznet evaluate tiny --scenes 500"""
     from rich.console import Console
 
     from ..tinyworld.world import WEIGHTS
@@ -172,5 +214,9 @@ def evaluate(
     tables = {"tiny": run.tiny, "resolution": run.resolution, "timestep": run.timestep}
     if what != "gates" and what not in tables:
         raise InputError(f'Expected {", ".join(tables)} or gates, got "{what}".')
-    table = run.gate_table(weights or WEIGHTS, scenes) if what == "gates" else tables[what](head, scenes)
+    table, passed = (
+        run.gate_table(weights or WEIGHTS, scenes) if what == "gates" else (tables[what](head, scenes), True)
+    )
     Console(width=150).print(table)
+    if not passed:
+        raise typer.Exit(1)

@@ -60,7 +60,7 @@ def row_of(picture: np.ndarray, title: str, result: Segmentation, truths: Sequen
     masks = result.masks()[0].cpu().numpy()
     notes = []
     for i in range(len(result.phrases)):
-        note = f"found, {result.scores[0, i]:.2f}" if result.found[0, i] else f"not found, {result.scores[0, i]:.2f}"
+        note = f"{result.state(0, i)}, {result.score_text(0, i)}"
         if truths is not None:
             both, either = (masks[i] & truths[i]).sum(), (masks[i] | truths[i]).sum()
             note = f"IoU {both / max(1, either):.2f}, {note}"

@@ -66,14 +66,15 @@ def timestep(head: str, count: int) -> Table:
     return table
 
 
-def gate_table(weights: Path, count: int) -> Table:
-    """The three gates of the tiny world."""
-    table = Table("gate", "figure", "needed", "passed", "beside it", title=f"Gates, {count} scenes or captions each")
+def gate_table(weights: Path, count: int) -> tuple[Table, bool]:
+    """The gates of the tiny world, and whether every figure reaches what it must."""
+    table = Table("gate", "n", "figure", "needed", "passed", "beside it", title="Gates over unseen scenes or captions")
     with progress_bar("Generating") as progress:
-        for gate in gates(TinyHost.load(weights=weights), weights, count, progress):
-            passed = "yes" if gate.passed else "NO"
-            table.add_row(gate.name, f"{gate.figure:.3f}", f"{gate.needed:g}", passed, gate.note)
-    return table
+        reached = gates(TinyHost.load(weights=weights), weights, count, progress)
+    for gate in reached:
+        passed = "yes" if gate.passed else "NO"
+        table.add_row(gate.name, str(count), f"{gate.figure:.3f}", f"{gate.needed:g}", passed, gate.note)
+    return table, all(gate.passed for gate in reached)
 
 
 def _run(label: str, segment: Segment, scenes: Sequence[Item]) -> Outcome:
@@ -82,7 +83,7 @@ def _run(label: str, segment: Segment, scenes: Sequence[Item]) -> Outcome:
 
 
 def _table(title: str) -> Table:
-    columns = ("what", "phrases", "mIoU @0.5 (95 %)", "@0.3", "best (at)", "IoU_FG", "AP")
+    columns = ("what", "n phrases", "mIoU @0.5 (95 %)", "@0.3", "best (at)", "IoU_FG", "AP")
     return Table(*columns, title=title)
 
 
@@ -105,5 +106,6 @@ def _presence(name: str, outcome: Outcome, threshold: float) -> str:
     found, false = (outcome.scores >= threshold).mean(), (outcome.absent_scores >= threshold).mean()
     return (
         f"{name}: presence AUROC {everything:.3f}, against near misses {hard:.3f} ({outcome.absent_hard.mean():.0%} "
-        f"of the absent); found {found:.1%} of the present and {false:.1%} of the absent."
+        f"of the absent); found {found:.1%} of {len(outcome.scores)} present and {false:.1%} of "
+        f"{len(outcome.absent_scores)} absent."
     )

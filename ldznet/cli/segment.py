@@ -2,33 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from ..images import to_bytes
+from ..phrases import Phrase
 from ..segmentation import Segmentation
-from .sheet import overlay, save_png
+from ..shapes import Bool
+from .results import results
+from .sheet import overlay
+
+OVERLAY = "overlay.png"
+MODELS = "a diffusers folder, or a .safetensors or .ckpt of SD 1.x, SD 2.x or SDXL"
+TOY = (
+    "tiny is a toy model: it knows drawings of its own tiny world alone, and what it finds in any other picture means "
+    f"nothing. For that, give --model {MODELS}."
+)
+NO_MODEL = (
+    f"Expected a model, got none. Give --model {MODELS}; --model tiny is a toy that knows drawings of its own alone."
+)
 
 
-def write_masks(picture: Image.Image, result: Segmentation, threshold: float, out: Path) -> Iterator[str]:
-    """Writes NN_phrase.png (white where the phrase is) for each phrase and overlay.png; yields a line for each file."""
-    out.mkdir(parents=True, exist_ok=True)
+def names(phrases: Sequence[str]) -> list[str]:
+    """The files that `write_masks` writes beside its record: NN_phrase.png for each, and the overlay."""
+    return [*(f"{i:02d}_{_file_name(phrase)}.png" for i, phrase in enumerate(phrases)), OVERLAY]
+
+
+def write_masks(
+    picture: Image.Image, result: Segmentation, threshold: float, out: Path, about: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Writes a mask (white where the phrase is) for each phrase, the overlay and result.json, all or none; a line for
+    each. result.json holds `about` and, for each phrase, what `entry` gives."""
     parts = [result.select([i]).masks(threshold)[0] for i in range(len(result.phrases))]  # bytes, where all take floats
     masks = torch.cat(parts).cpu().numpy()
-    for i, phrase in enumerate(result.phrases):
-        path = out / f"{i:02d}_{_file_name(phrase)}.png"
-        save_png(Image.fromarray(masks[i].astype(np.uint8) * 255), path)
-        state = "found" if result.found[0, i] else "not found"
-        yield f"{path}: {phrase}, {state}, score {result.scores[0, i]:.2f}, {masks[i].mean():.1%} of the image"
-    upright = to_bytes(picture)
-    save_png(Image.fromarray(overlay(upright, masks)), out / "overlay.png")
-    yield f"{out / 'overlay.png'}: all of them"
+    files = names(result.phrases)
+    entries = [entry(result, i, mask, files[i]) for i, mask in enumerate(masks)]
+    facts = {**(about or {}), "threshold": threshold, "phrases": entries, "hints": result.hints, "overlay": OVERLAY}
+    with results(out, facts) as save:
+        for name, mask in zip(files, masks, strict=False):
+            save(name, Image.fromarray(mask.astype(np.uint8) * 255))
+        save(OVERLAY, Image.fromarray(overlay(to_bytes(picture), masks)))
+    lines = [
+        f"{out / name}: {phrase}, {result.state(0, i)}, {result.score_text(0, i)}, {masks[i].mean():.1%} of the image"
+        for i, (name, phrase) in enumerate(zip(files, result.phrases, strict=False))
+    ]
+    return [*lines, f"{out / OVERLAY}: all of them"]
+
+
+def entry(result: Segmentation, phrase: int, mask: Bool[np.ndarray, "h w"], file: str) -> dict[str, Any]:
+    """What result.json says of a phrase. `found` is null where scores are not calibrated; `area` is the mask's share
+    of the picture; `box` is around the mask in pixels, null where that is empty."""
+    return {
+        "phrase": result.phrases[phrase],
+        "read_as": Phrase.parse(result.phrases[phrase]).meaning,
+        "found": bool(result.found[0, phrase]) if result.calibrated else None,
+        "score": round(float(result.scores[0, phrase]), 4),
+        "calibrated": result.calibrated,
+        "area": round(float(mask.mean()), 6),
+        "box": box_of(mask),
+        "file": file,
+    }
+
+
+def box_of(mask: Bool[np.ndarray, "h w"]) -> dict[str, int] | None:
+    """The least box around a mask, in pixels; None for an empty one."""
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return None
+    size = {"width": int(columns[-1] - columns[0]) + 1, "height": int(rows[-1] - rows[0]) + 1}
+    return {"x": int(columns[0]), "y": int(rows[0]), **size}
 
 
 def _file_name(phrase: str) -> str:
-    kept = "".join(c if c.isalnum() else "_" for c in phrase.lower())
-    return kept.strip("_")[:40] or "phrase"
+    kept = "".join(c if c.isalnum() else " " for c in Phrase.parse(phrase).meaning.lower())
+    return "_".join(kept.split())[:40] or "phrase"

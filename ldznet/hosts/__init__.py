@@ -13,6 +13,7 @@ import torch
 
 from ..contracts import Host
 from ..errors import HostError, InputError
+from ..sources import require_no_url
 
 __all__ = ["HOSTS", "open_host"]
 
@@ -29,6 +30,8 @@ def open_host(source: Any, *, device: Device = None, dtype: Dtype = None) -> Hos
     where and as it is: neither may be given. Raises InputError for a source of no known kind, HostError for a model
     that is none of SD 1.x, SD 2.x and SDXL or a missing library, CheckpointError for a damaged or incomplete file.
     """
+    if _is_path(source):
+        require_no_url(source, "a model")
     for accepts, opens in HOSTS.values():
         if accepts(source):
             return opens(source, device, dtype)
@@ -90,7 +93,7 @@ def _described(source: Any) -> str:
         return f"a {type(source).__name__}"
     path = Path(source)
     if not path.exists():
-        return f'"{source}", which does not exist'
+        return f'"{source}", which does not exist on this machine (nothing is downloaded by its name)'
     return f'the file "{source}", which is none of {" ".join(SINGLE_FILES)}'
 
 

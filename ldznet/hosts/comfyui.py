@@ -10,7 +10,7 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import comfy.model_management as memory
 import comfy.ops
@@ -22,18 +22,30 @@ from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
 from ..attention import AttentionConfig, AttentionHead
-from ..attention.config import blocks_at
+from ..capture import Capture, Typed, capture_for
 from ..checkpoints import load_head
 from ..clip_bpe import require_length
 from ..config import HeadConfig
-from ..contracts import Block, Conditioning, Observer, T, Taps, TapSpec
+from ..contracts import (
+    FAMILIES,
+    PUBLISHED_WIDTHS,
+    Block,
+    Conditioning,
+    Host,
+    Observer,
+    T,
+    Taps,
+    TapSpec,
+    named_width,
+)
 from ..errors import HostError
-from ..models import LDZNet
+from ..models import LDZNet, TrainedHead
 from ..shapes import PIXELS_PER_LATENT, Float, Int
 from ..taps import extract_taps, spatial_transformers
 from ..tinyworld import world
-from .capturing import AttentionCapture, Capture, calling_into, sampling_into
+from .comfyui_capture import calling_into, sampling_into
 from .comfyui_world import TinySD15, patcher
+from .families import no_loaded_model
 from .memo import Memo
 
 __all__ = [
@@ -48,8 +60,6 @@ __all__ = [
     "raise_if_cancelled",
 ]
 
-TITLES = {1024: "SD 2.x", 1280: "SDXL's refiner", 2048: "SDXL"}  # by the context's width; SD 1.x's is 768
-TRAINED = ("tiny", "sd1")  # families that trained heads exist for
 POOLED = "pooled_output"
 BRACKET = re.compile(r"(?<!\\)([()])")  # ComfyUI reads bare brackets as weights
 CAPTURE_KEY = "ldznet_capture"
@@ -75,33 +85,45 @@ class Head:
         """What the head asks of a host."""
         return self.patcher.model.head_config
 
-    def fitted_to(self, host: ComfyHost) -> RunningHead | AttentionHead:
-        """What a predictor takes for `host`. Raises HostError for a model of a family that the head does not fit."""
-        if isinstance(self.patcher.model, AttentionHead):
-            return self.patcher.model.fitted_to(host)
-        if host.family not in TRAINED:
-            raise _no_head_fits(_named(host.context_dim))
-        return RunningHead(self)
+    @property
+    def reads_attention(self) -> bool:
+        """Whether it is the head without weights."""
+        return isinstance(self.patcher.model, AttentionHead)
+
+    def running(self) -> RunningHead | AttentionHead:
+        """What a predictor takes."""
+        return self.patcher.model if self.reads_attention else RunningHead(self.patcher)
 
 
-class RunningHead:
-    """`head` brought to its device by ComfyUI before each pass; looks like an LDZNet to the predictor."""
+class RunningHead(TrainedHead):
+    """A trained head that ComfyUI brings to its device before each pass."""
 
-    def __init__(self, head: Head) -> None:
-        self.patcher, self.head_config = head.patcher, cast(HeadConfig, head.config)
-        dtype = next(head.patcher.model.parameters()).dtype
-        self._like = torch.empty(0, dtype=dtype, device=head.patcher.load_device)
+    def __init__(self, patcher: Any) -> None:
+        self._patcher, self.head_config = patcher, patcher.model.head_config
 
-    def parameters(self) -> Any:
-        """One empty tensor of the dtype and device that passes run in: offloaded weights lie elsewhere."""
-        return iter([self._like])
+    @property
+    def example(self) -> Tensor:
+        """Of the dtype and device that passes run in: offloaded weights lie elsewhere."""
+        return torch.empty(0, dtype=self._patcher.model.example.dtype, device=self._patcher.load_device)
+
+    def fitted_to(self, host: Host) -> RunningHead:
+        """Itself; raises HostError for a model of a family that the head does not fit."""
+        if not FAMILIES[host.family].has_trained_heads:
+            got = named_width(host.context_dim)
+            raise HostError(
+                f"Expected an SD 1.x UNet (context width 768) in the socket model, got {got}. No trained head fits it "
+                "yet: load an SD 1.x checkpoint, or take the head attention (no download) for SD 2.x and SDXL."
+            )
+        return super().fitted_to(host)
 
     @torch.no_grad()
-    def segment(self, latents: Tensor, timesteps: Tensor, context: Tensor, taps: Taps | None = None) -> Any:
-        """As LDZNet.segment."""
+    def masks_and_presence(
+        self, latents: Tensor, timesteps: Tensor, context: Tensor, taps: Taps | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """As LDZNet's."""
         needed = latents.shape[0] * latents.shape[2] * latents.shape[3] * self.head_config.unet.model_channels * 4096
-        memory.load_models_gpu([self.patcher], memory_required=needed)
-        return self.patcher.model.segment(latents, timesteps, context, taps)
+        memory.load_models_gpu([self._patcher], memory_required=needed)
+        return self._patcher.model.masks_and_presence(latents, timesteps, context, taps)
 
 
 class ComfyHost:
@@ -123,9 +145,17 @@ class ComfyHost:
 
     @torch.no_grad()
     def encode_image(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 4 h/8 w/8"]:
-        """Model-space latents of `pixels` in [-1, 1]: the mode of the posterior, as ComfyUI's VAE gives it."""
-        image = (pixels.movedim(1, -1) + 1) / 2
-        return self.model.model.process_latent_in(self.vae.encode(image)).to(self.device, self.dtype)
+        """Model-space latents of `pixels` in [-1, 1]: the mode of the posterior, as ComfyUI's VAE gives it.
+
+        Raises HostError for another model's VAE, as far as its channels tell.
+        """
+        vae_latents, channels = self.vae.encode((pixels.movedim(1, -1) + 1) / 2), latent_channels(self.model)
+        if vae_latents.shape[1] != channels:
+            raise HostError(
+                f"Expected a VAE of {channels} latent channels, got one of {vae_latents.shape[1]}: another model's. "
+                "Connect the VAE of the checkpoint that model comes from. (socket: vae)"
+            )
+        return self.model.model.process_latent_in(vae_latents).to(self.device, self.dtype)
 
     @torch.no_grad()
     def decode_latents(self, latents: Float[Tensor, "b 4 h w"]) -> Float[Tensor, "b 3 8*h 8*w"]:
@@ -162,12 +192,12 @@ class ComfyHost:
         """The words of `texts` that the model has never seen: the tiny world's vocabulary is small, no other is."""
         return world.unknown_words(texts) if self.family == "tiny" else []
 
-    def typed(self, prompt: str) -> tuple[Float[Tensor, "1 n d"], list[int]]:
-        """What "CLIP Text Encode" makes of a prompt, weights and all, and its token ids by position (-1 for none)."""
+    def typed(self, prompt: str) -> Typed:
+        """What "CLIP Text Encode" makes of a prompt, weights and all."""
         tokens = self.clip.tokenize(prompt, return_word_ids=True)
         rows = next(iter(tokens.values()))
         ids = [token if word and isinstance(token, int) else -1 for row in rows for token, _, word in row]
-        return self.clip.encode_from_tokens(_without_numbers(tokens)), ids
+        return Typed(self.clip.encode_from_tokens(_without_numbers(tokens)), ids)
 
     def add_noise(
         self, latents: Float[Tensor, "b 4 h w"], noise: Float[Tensor, "b 4 h w"], timesteps: Int[Tensor, " b"]
@@ -232,7 +262,7 @@ class ComfyHost:
         tokens = _tokens(clip, phrase)
         if len(tokens) != (2 if self.family == "sdxl" else 1):
             encoders = ", ".join(tokens)
-            wanted = TITLES.get(self.context_dim, "SD 1.x")
+            wanted = PUBLISHED_WIDTHS.get(self.context_dim, "SD 1.x")
             raise HostError(
                 f"Expected {wanted}'s CLIP in the socket clip, got one of {encoders}. Connect the model's own."
             )
@@ -282,6 +312,11 @@ def model_space(model: Any, vae_latents: Float[Tensor, "b 4 h w"]) -> Float[Tens
     return model.model.process_latent_in(vae_latents)
 
 
+def latent_channels(model: Any) -> int:
+    """Of a MODEL's latents: 4 for every Stable Diffusion up to SDXL, inpainting models too."""
+    return model.model.latent_format.latent_channels
+
+
 def tap_specs(unet: Any) -> dict[str, TapSpec]:
     """Every tap of a ComfyUI UNet: channels from its transformer, stride from the down- and upsamplers passed."""
 
@@ -300,17 +335,9 @@ def tap_specs(unet: Any) -> dict[str, TapSpec]:
 
 
 def capturing(host: ComfyHost, config: HeadConfig | AttentionConfig) -> tuple[Any, Capture]:
-    """A clone of the host's MODEL whose samplers leave in a Capture what a head of `config`, fitted to the host, reads:
-    taps of the step nearest its timestep, or the attention of all steps. The pictures stay the same to the bit."""
-    model = host.model
-    capture: Capture
-    if isinstance(config, AttentionConfig):
-        cross = blocks_at((*config.coarse, *config.fine), host.specs)
-        selves = blocks_at(config.selves, host.specs) if config.steps else ()
-        capture = AttentionCapture(model, cross, selves, host.specs, config.timestep)
-    else:
-        capture = Capture(model, list(config.tap_specs), config.timestep)
-    clone = model.clone()
+    """A clone of the host's MODEL whose samplers leave in a Capture what a head of `config`, fitted to the host, reads.
+    The pictures stay the same to the bit."""
+    capture, clone = capture_for(config, host.model, host.specs), host.model.clone()
 
     def timesteps_of(sigmas: Tensor) -> list[float]:
         return clone.get_model_object("model_sampling").timestep(sigmas[:-1]).flatten().tolist()
@@ -349,16 +376,16 @@ def family_of(model: Any) -> str:
     """ "tiny", "sd1", "sd2" or "sdxl"; raises HostError that says what came for any other MODEL."""
     unet, config = _unet(model), model.model.model_config.unet_config
     if type(unet).__name__ != "UNetModel":
-        raise _no_head_fits(f"a {type(unet).__name__}")
+        raise no_loaded_model(f"a {type(unet).__name__}")
     if isinstance(model.model.model_config, TinySD15) and config["context_dim"] == world.UNET.context_dim:
         return "tiny"
     width, linear = config.get("context_dim"), bool(config.get("use_linear_in_transformer"))
     if width == 1280 or not isinstance(width, int):
-        raise _no_head_fits(_named(width))
+        raise no_loaded_model(named_width(width))
     if width == 2048:
         return "sdxl"
     if config.get("adm_in_channels"):
-        raise _no_head_fits(f"a {type(model.model).__name__} that is none (context width {width})")
+        raise no_loaded_model(f"a {type(model.model).__name__} (context width {width})")
     return "sd2" if linear or width == 1024 else "sd1"
 
 
@@ -370,14 +397,3 @@ def _tokens(clip: Any, text: str) -> dict[str, list[list[Any]]]:
 def _without_numbers(tokens: Mapping[str, list[list[Any]]]) -> dict[str, list[list[Any]]]:
     """Tokens (id, weight) by encoder, as ComfyUI's text encoders take them."""
     return {name: [[token[:2] for token in row] for row in rows] for name, rows in tokens.items()}
-
-
-def _named(width: Any) -> str:
-    return f"{width} ({TITLES[width]})" if width in TITLES else f"{width}"
-
-
-def _no_head_fits(got: str) -> HostError:
-    return HostError(
-        f"Expected an SD 1.x UNet (context width 768) in the socket model, got {got}. No trained head fits it yet: "
-        "load an SD 1.x checkpoint, or take the head attention (no download) for SD 2.x and SDXL."
-    )

@@ -1,6 +1,6 @@
-"""Which Stable Diffusion a UNet is, by its configuration as diffusers writes it. Imports errors alone.
+"""Which Stable Diffusion a UNet is, by its configuration as diffusers writes it. Imports contracts and errors.
 
-`hf_diffusers` imports it; nothing here needs diffusers.
+`hf_diffusers` and `comfyui` import it; nothing here needs diffusers or comfy.
 """
 
 from __future__ import annotations
@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..contracts import FAMILIES, PUBLISHED_WIDTHS, named_width
 from ..errors import HostError
 
-TITLES = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL"}
-WIDTHS = {768: "sd1", 1024: "sd2", 1280: "SDXL's refiner", 2048: "sdxl"}  # of the published contexts
 IN_CHANNELS = (4, INPAINTING_CHANNELS := 9)  # the latents; for inpainting a mask and the masked image's latents too
 
 # What a UNet of each family is, where that is one of diffusers' defaults or tells it from other families and variants.
@@ -33,14 +32,15 @@ def family_of(config: Mapping[str, Any]) -> str:
         raise no_host(f"a {config['_class_name']}")
     has_sizes = config.get("addition_embed_type") == "text_time"
     family = "sdxl" if has_sizes else "sd2" if config.get("use_linear_projection") else "sd1"
+    title = FAMILIES[family].title
     for width in _values(config.get("cross_attention_dim")):
-        if WIDTHS.get(width, family) != family:
-            raise no_host(f"{width} ({TITLES.get(WIDTHS[width], WIDTHS[width])}) in a UNet of {TITLES[family]}'s form")
+        if PUBLISHED_WIDTHS.get(width, title) != title:
+            raise no_host(f"{named_width(width)} in a UNet of {title}'s form")
     for name, expected in FACTS[family].items():
         if _values(config.get(name, expected)) != {expected}:
-            raise no_host(f"one with {name} {config[name]}, where {TITLES[family]} has {expected}")
+            raise no_host(f"one with {name} {config[name]}, where {title} has {expected}")
     if config.get("in_channels", 4) not in IN_CHANNELS:
-        raise no_host(f"one of {config['in_channels']} input channels, where {TITLES[family]} has 4, or 9 to inpaint")
+        raise no_host(f"one of {config['in_channels']} input channels, where {title} has 4, or 9 to inpaint")
     return family
 
 
@@ -53,6 +53,16 @@ def no_host(got: str) -> HostError:
     return HostError(
         "Expected an SD 1.x (context width 768), SD 2.x (1024) or SDXL (2048) UNet that reads text, "
         f"got {got}. Open a model of one of these."
+    )
+
+
+def no_loaded_model(got: str) -> HostError:
+    """As `no_host`, for what is loaded in ComfyUI: it says what works beside that model."""
+    return HostError(
+        f"Expected a Stable Diffusion (1.x, 2.x or SDXL) in the socket model, got {got}, which no head reads yet. A "
+        "Stable Diffusion beside it segments any picture: give Segment by Text model, clip and vae of a Load "
+        "Checkpoint, and the picture itself (from VAE Decode or Load Image) as image, without a latent. Workflow 8 "
+        "shows it."
     )
 
 

@@ -1,7 +1,9 @@
-"""The networks of the paper: `layers` and `unet` are Stable Diffusion's, `ldznet` adds what the paper adds."""
+"""The networks of the paper: `layers` and `unet` are Stable Diffusion's, `ldznet` adds what the paper adds,
+`trained` runs it for phrases."""
 
 from .ldznet import LDZNet, RGBNet
 from .registry import HEADS, build_head
+from .trained import CapturedTaps, TrainedHead
 from .unet import UNet
 
-__all__ = ["HEADS", "LDZNet", "RGBNet", "UNet", "build_head"]
+__all__ = ["HEADS", "CapturedTaps", "LDZNet", "RGBNet", "TrainedHead", "UNet", "build_head"]

@@ -17,6 +17,7 @@ from ..contracts import Taps
 from ..errors import InputError
 from ..shapes import PIXELS_PER_LATENT, Float, Int
 from .layers import NUM_GROUPS
+from .trained import TrainedHead
 from .unet import UNet
 
 
@@ -37,7 +38,7 @@ def wide_mask_head(channels: tuple[int, ...], operations: Any = nn) -> nn.Sequen
     return nn.Sequential(*layers[:-1])
 
 
-class LDZNet(UNet):
+class LDZNet(UNet, TrainedHead):
     """Words and latents in, mask out; with taps of a denoising UNet where its configuration has blocks."""
 
     def __init__(self, config: HeadConfig, operations: Any = nn) -> None:
@@ -56,7 +57,12 @@ class LDZNet(UNet):
                 operations.Linear(width * 2 + 1, width * 2), nn.SiLU(), operations.Linear(width * 2, 1)
             )
 
-    def segment(
+    @property
+    def example(self) -> Tensor:
+        """A parameter."""
+        return next(self.parameters())
+
+    def masks_and_presence(
         self,
         latents: Float[Tensor, "b c h w"],
         timesteps: Int[Tensor, " b"],
@@ -70,7 +76,7 @@ class LDZNet(UNet):
     def read(
         self, features: Float[Tensor, "b c h w"]
     ) -> tuple[Float[Tensor, "b 1 8*h 8*w"], Float[Tensor, " b"] | None]:
-        """What `segment` gives, from the features of the last block."""
+        """What `masks_and_presence` gives, from the features of the last block."""
         logits = self.final(nn.functional.silu(self.out(features)))
         if not self.head_config.has_presence:
             return logits, None
@@ -89,7 +95,7 @@ class LDZNet(UNet):
 
         `context` is the text given to the feature pass too; `taps` holds at least the configuration's blocks.
         """
-        return self.segment(latents, timesteps, context, taps)[0]
+        return self.masks_and_presence(latents, timesteps, context, taps)[0]
 
     def presence(
         self,
@@ -99,7 +105,7 @@ class LDZNet(UNet):
         taps: Taps | None = None,
     ) -> Float[Tensor, " b"] | None:
         """Logits of "the phrase is in this image", or None where the head was not trained for that."""
-        return self.segment(latents, timesteps, context, taps)[1]
+        return self.masks_and_presence(latents, timesteps, context, taps)[1]
 
     def _check(self, latents: Tensor, taps: Taps | None) -> None:
         channels = self.head_config.unet.in_channels
@@ -125,7 +131,7 @@ class RGBNet(LDZNet):
             layers += [operations.Conv2d(here, after, 3, stride=2, padding=1), nn.SiLU()]
         self.stem = nn.Sequential(*layers[:-1])
 
-    def segment(
+    def masks_and_presence(
         self,
         latents: Float[Tensor, "b 3 h w"],
         timesteps: Int[Tensor, " b"],
@@ -135,4 +141,4 @@ class RGBNet(LDZNet):
         """As LD-ZNet's, with pixels in the place of latents; their sides are multiples of 8."""
         if latents.ndim != 4 or latents.shape[1] != 3 or any(s % PIXELS_PER_LATENT for s in latents.shape[2:]):
             raise InputError(f"Expected pixels b 3 h w with sides in multiples of 8, got {tuple(latents.shape)}.")
-        return super().segment(self.stem(latents), timesteps, context, None)
+        return super().masks_and_presence(self.stem(latents), timesteps, context, None)

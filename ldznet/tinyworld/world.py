@@ -66,9 +66,9 @@ def tokenizer() -> clip_bpe.Tokenizer:
 
 
 def unknown_words(texts: Iterable[str]) -> list[str]:
-    """The words of `texts`, cut as the tokenizer cuts them, that are not in `WORDS`, each once, in order."""
+    """The words of `texts`, cut as the tokenizer cuts them, that are not in `WORDS`, each once, in order; no signs."""
     words = (word for text in texts for word in clip_bpe.split_words(text))
-    return [word for word in dict.fromkeys(words) if word not in WORDS]
+    return [word for word in dict.fromkeys(words) if word not in WORDS and word.isalnum()]
 
 
 def fresh() -> Models:

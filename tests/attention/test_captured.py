@@ -14,9 +14,10 @@ from ldznet.attention.config import blocks_at
 from ldznet.attention.head import found_in, logits_of
 from ldznet.attention.prompts import Prompt, spoken
 from ldznet.attention.reading import Attention, reading_attention
+from ldznet.capture import AttentionCapture, Run, Typed
 from ldznet.clip_bpe import Tokenizer
-from ldznet.errors import TapError
-from ldznet.hosts.capturing import AttentionCapture, Run
+from ldznet.errors import InputError, TapError
+from ldznet.hosts.comfyui_capture import notes_of
 from ldznet.hosts.tiny import TinyHost
 
 CLIP = Tokenizer.from_merges(small.MERGES)
@@ -25,8 +26,8 @@ TEXT = "a photo of a red star on grass"
 
 
 def capture_of(host: TinyHost) -> AttentionCapture:
-    cross, selves = (blocks_at(places, host.specs) for places in (CONFIG.coarse, CONFIG.selves))
-    return AttentionCapture(None, cross, selves, host.specs, timestep=CONFIG.timestep)
+    cross, self_blocks = (blocks_at(places, host.specs) for places in (CONFIG.coarse, CONFIG.self_attention))
+    return AttentionCapture(None, cross, self_blocks, host.specs, timestep=CONFIG.timestep)
 
 
 def latents(batch: int, seed: int = 0) -> torch.Tensor:
@@ -36,7 +37,7 @@ def latents(batch: int, seed: int = 0) -> torch.Tensor:
 def sampled(host: TinyHost, capture: AttentionCapture, steps: tuple[int, ...] = (900, 300, 40)) -> Run:
     """A run of two pictures: rows of the negative prompt first, as ComfyUI batches them."""
     contexts = {"n": host.encode_text([""]), "p": host.encode_text([TEXT])}
-    run = Run({"p": 1.0}, (16, 16), {"p": contexts["p"]}, aim=10)
+    run = Run({"p": 1.0}, (16, 16), {"p": contexts["p"]}, nearest=10)
     rows = torch.cat([contexts["n"].expand(2, -1, -1), contexts["p"].expand(2, -1, -1)])
     with capture.running("sampler", run):
         for number, t in enumerate(steps):
@@ -58,17 +59,21 @@ def test_cross_attention_is_the_mean_and_self_attention_the_nearest_step_s(host:
         each = []
         for number, t in enumerate((900, 300, 40)):
             one = latents(2, number)[image : image + 1]
-            with reading_attention(host.models.unet, capture.cross, capture.selves, host.specs, (16, 16)) as attention:
+            with reading_attention(
+                host.models.unet, capture.cross_blocks, capture.self_blocks, host.specs, (16, 16)
+            ) as attention:
                 host.models.unet(one, torch.tensor([t]), host.encode_text([TEXT]))
             each.append(attention)
-        kept = capture.attention(run, "p", image)
-        for block in capture.cross:
+        kept = capture.attention(run, "p")
+        for block in capture.cross_blocks:
             mean = torch.stack([attention.cross[block] for attention in each]).mean(0)
-            torch.testing.assert_close(kept.cross[block], mean, atol=1e-5, rtol=0)
-        for block in capture.selves:
-            torch.testing.assert_close(kept.selves[block], each[2].selves[block], atol=1e-5, rtol=0)
+            torch.testing.assert_close(kept.cross[block][image : image + 1], mean, atol=1e-5, rtol=0)
+        for block in capture.self_blocks:
+            torch.testing.assert_close(
+                kept.self_attention[block][image : image + 1], each[2].self_attention[block], atol=1e-5, rtol=0
+            )
     assert run.step == 40
-    assert capture.notes(run) == []
+    assert notes_of(capture, run) == []
 
 
 @torch.no_grad()
@@ -77,11 +82,11 @@ def test_a_disturbed_call_at_the_same_step_does_not_count(host: TinyHost) -> Non
     capture, x, when = capture_of(host), latents(1), torch.tensor([300])
     runs = []
     for texts in ([TEXT], [TEXT, "a blue cat"]):
-        run = Run({"p": 1.0}, (16, 16), {"p": host.encode_text([TEXT])}, aim=0)
+        run = Run({"p": 1.0}, (16, 16), {"p": host.encode_text([TEXT])}, nearest=0)
         with capture.running("sampler", run):
             for context in map(host.encode_text, ([text] for text in texts)):
                 capture.call(host.models.unet, (16, 16), 300, ["p"], lambda c=context: host.models.unet(x, when, c))
-        runs.append(capture.attention(run, "p", 0).cross)
+        runs.append(capture.attention(run, "p").cross)
     for block, maps in runs[0].items():
         assert torch.equal(runs[1][block], maps)
 
@@ -89,23 +94,24 @@ def test_a_disturbed_call_at_the_same_step_does_not_count(host: TinyHost) -> Non
 def test_the_prompt_is_known_by_its_context(host: TinyHost) -> None:
     capture = capture_of(host)
     run = sampled(host, capture, (40,))
-    assert capture.prompted(run, host.encode_text([TEXT])) == "p"
-    assert capture.prompted(run, host.encode_text(["a cat"])) is None
+    assert run.text_of(host.encode_text([TEXT])) == "p"
+    assert run.text_of(host.encode_text(["a cat"])) is None
+    assert capture.of_prompt(run, Typed(host.encode_text(["a cat"]), []), ["a cat"], host.tokenize) is None
 
 
 def test_a_text_that_was_repeated_to_fit_counts_once(host: TinyHost) -> None:
     capture = capture_of(host)
     run = sampled(host, capture, (40,))
-    once = capture.attention(run, "p", 0).cross
+    once = capture.attention(run, "p").cross
     run.means["p"] = {name: torch.cat([maps / 2, maps / 2], dim=1) for name, maps in run.means["p"].items()}
-    for name, maps in capture.attention(run, "p", 0).cross.items():
+    for name, maps in capture.attention(run, "p").cross.items():
         torch.testing.assert_close(maps, once[name])
 
 
 def test_merged_tokens_leave_the_picture_and_nothing_else(host: TinyHost) -> None:
     """What ToMe does: fewer tokens than pixels. The call runs once more, unread."""
     capture = capture_of(host)
-    run = Run({"p": 1.0}, (32, 32), {"p": host.encode_text([TEXT])}, aim=0)
+    run = Run({"p": 1.0}, (32, 32), {"p": host.encode_text([TEXT])}, nearest=0)
     x, when = latents(1), torch.tensor([40])
     with capture.running("sampler", run), torch.no_grad():
         out = capture.call(
@@ -113,8 +119,8 @@ def test_merged_tokens_leave_the_picture_and_nothing_else(host: TinyHost) -> Non
         )
         assert torch.equal(out, host.models.unet(x, when, host.encode_text([TEXT])))
     with pytest.raises(Exception, match="got none"):
-        capture.notes(run)
-    with pytest.raises(TapError), reading_attention(host.models.unet, capture.cross, (), host.specs, (32, 32)):
+        notes_of(capture, run)
+    with pytest.raises(TapError), reading_attention(host.models.unet, capture.cross_blocks, (), host.specs, (32, 32)):
         host.models.unet(x, when, host.encode_text([TEXT]))
 
 
@@ -136,45 +142,55 @@ def test_phrases_are_found_where_their_words_stand_side_by_side() -> None:
     assert rest == [*CLIP.ids("red"), *CLIP.ids("xylophonist")]
 
 
-def segmenter(host: TinyHost) -> CapturedAttention:
+def seen(host: TinyHost) -> CapturedAttention:
+    """Of the two pictures that `sampled` made."""
     capture = capture_of(host)
-    run = sampled(host, capture)
-    tokens = [-1, *host.tokenize(TEXT), -1]
-    said = spoken(tokens, ["a red star", "grass"], host.tokenize)
-    return CapturedAttention(AttentionHead(CONFIG).fitted_to(host), capture.attention(run, "p", 0), said, (16, 16))
+    prompt = Typed(host.encode_text([TEXT]), [-1, *host.tokenize(TEXT), -1])
+    captured = capture.of_prompt(sampled(host, capture), prompt, ["a red star", "a cat", "grass"], host.tokenize)
+    assert captured is not None
+    assert captured.prompt.phrases == ("a red star", "grass")
+    return captured
 
 
 def test_words_of_the_prompt_take_no_pass_and_others_one(host: TinyHost, passes: list[int]) -> None:
-    captured = segmenter(host)
-    predictor = Predictor(host, captured)
-    predictor.set_latents(latents(1, 99))
+    captured = seen(host)
+    predictor = Predictor(host, AttentionHead(CONFIG))
+    predictor.set_latents(latents(2, 99), captured=captured)
     passes.clear()
     result = predictor.predict(["grass", "a red star - grass"])
     assert passes == []
-    found = found_in(captured.attention, captured.prompt, CONFIG, host.specs, (16, 16))
-    torch.testing.assert_close(result.logits[:, 0], logits_of(found, CONFIG)[:, 1])
+    for image in range(2):
+        own = captured.rows(slice(image, image + 1))
+        found = found_in(own.attention, own.prompt, CONFIG, host.specs, (16, 16))
+        torch.testing.assert_close(result.logits[image : image + 1, 0], logits_of(found, CONFIG)[:, 1])
+    assert not torch.equal(result.logits[0], result.logits[1])
     mixed = predictor.predict(["a blue cat", "grass", "snow"])
-    assert len(passes) == 1
+    assert len(passes) == 2  # one a picture
     torch.testing.assert_close(mixed.logits[:, 1], result.logits[:, 0])
     alone = Predictor(host, AttentionHead(CONFIG))
-    alone.set_latents(latents(1, 99))
+    alone.set_latents(latents(2, 99))
     torch.testing.assert_close(mixed.logits[:, [0, 2]], alone.predict(["a blue cat", "snow"]).logits)
 
 
 def test_maps_follow_the_predictor_s_size(host: TinyHost) -> None:
-    captured = segmenter(host)
-    captured.latent_size = (16, 16)
-    predictor = Predictor(host, captured, resolution="native")
-    predictor.set_latents(torch.randn(1, 4, 20, 24))
-    assert predictor.predict(["grass", "a blue cat"]).logits.shape == (1, 2, 20, 24)
+    predictor = Predictor(host, AttentionHead(CONFIG), resolution="native")
+    predictor.set_latents(torch.randn(2, 4, 20, 24), captured=seen(host))
+    assert predictor.predict(["grass", "a blue cat"]).logits.shape == (2, 2, 20, 24)
+
+
+def test_attention_of_other_pictures_is_refused(host: TinyHost) -> None:
+    predictor = Predictor(host, AttentionHead(CONFIG))
+    with pytest.raises(InputError, match="captured of 3 pictures, got 2"):
+        predictor.set_latents(latents(3), captured=seen(host))
 
 
 def test_a_measure_that_needs_passes_is_not_asked(host: TinyHost, passes: list[int]) -> None:
     config = dataclasses.replace(CONFIG, presence=Presence("gain", middle=0.0))
     prompt = Prompt("", ("grass",), ((1,),), ((2,),))
     cross = {block: torch.rand(1, 77, 16, 16) for block in blocks_at(CONFIG.coarse, host.specs)}
-    selves = {block: torch.rand(1, 256, 256).softmax(2) for block in blocks_at(CONFIG.selves, host.specs)}
-    captured = CapturedAttention(AttentionHead(config), Attention(cross, selves), prompt, (16, 16))
-    scores = captured.segment_together(host, latents(1), ["grass"], 50, 0)[1]
+    links = {block: torch.rand(1, 256, 256).softmax(2) for block in blocks_at(CONFIG.self_attention, host.specs)}
+    captured = CapturedAttention(Attention(cross, links), prompt, (16, 16))
+    head = AttentionHead(config).fitted_to(host)
+    scores = head.segment(host, latents(1), ["grass"], timestep=50, seed=0, captured=captured)[1]
     assert scores.tolist() == [[1.0]]
     assert passes == []

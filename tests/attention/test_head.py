@@ -15,7 +15,7 @@ from ldznet.attention.config import blocks_at
 from ldznet.attention.denoising import RIVALS, gains, least_gain, reading_output, without_each_word
 from ldznet.attention.head import rescaled
 from ldznet.attention.prompts import prompts_of
-from ldznet.contracts import AttentionHost, Conditioning, JointSegmenter
+from ldznet.contracts import AttentionHost, Conditioning, Head
 from ldznet.errors import HostError, InputError, TapError
 from ldznet.hosts.tiny import TinyHost
 from ldznet.schedule import seeded_noise
@@ -32,7 +32,7 @@ def predictor(host: TinyHost, config: AttentionConfig | None = None, **kwargs: o
 
 def test_it_is_found_by_name_and_fits_its_host(host: TinyHost) -> None:
     head = load_head("attention")
-    assert isinstance(head, JointSegmenter)
+    assert isinstance(head, Head)
     assert isinstance(host, AttentionHost)
     assert head.fitted_to(host).head_config == CONFIGS["tiny"]
     assert AttentionHead(dataclasses.replace(TINY, steps=2)).fitted_to(host).head_config.steps == 2
@@ -48,7 +48,7 @@ def test_without_propagation_no_self_attention_is_read(host: TinyHost) -> None:
         config = dataclasses.replace(TINY, coarse=("2/input",), fine=("2/output",), steps=0)
         without = predictor(host, config).predict(PHRASES)
         assert not runs
-        filled = predictor(host, dataclasses.replace(config, steps=3, selves=("1/output.2",))).predict(PHRASES)
+        filled = predictor(host, dataclasses.replace(config, steps=3, self_attention=("1/output.2",))).predict(PHRASES)
     finally:
         for handle in handles:
             handle.remove()
@@ -106,9 +106,9 @@ def test_an_image_s_masks_do_not_depend_on_the_batch(host: TinyHost) -> None:
 def test_a_batch_in_one_pass_is_the_same(host: TinyHost) -> None:
     head = AttentionHead().fitted_to(host)
     latents = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    logits, scores = head.segment_together(host, latents, PHRASES, 100, 0)
+    logits, scores = head.segment(host, latents, PHRASES, timestep=100, seed=0)
     for i in range(2):
-        alone = head.segment_together(host, latents[i : i + 1], PHRASES, 100, 0)
+        alone = head.segment(host, latents[i : i + 1], PHRASES, timestep=100, seed=0)
         torch.testing.assert_close(alone[0], logits[i : i + 1], atol=1e-3, rtol=0)
         torch.testing.assert_close(alone[1], scores[i : i + 1], atol=1e-4, rtol=0)
 
@@ -126,7 +126,7 @@ def test_a_common_scale_gives_each_pixel_to_one_phrase_or_to_none(host: TinyHost
     assert result.logits.abs().amax() <= TINY.steepness
     head = AttentionHead(dataclasses.replace(TINY, scale="common", background=())).fitted_to(host)
     latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    logits, _ = head.segment_together(host, latents, PHRASES, 100, 0)
+    logits, _ = head.segment(host, latents, PHRASES, timestep=100, seed=0)
     assert torch.isfinite(logits).all()
 
 

@@ -52,9 +52,9 @@ def explicit(unet: Any, given: dict[str, Any]) -> dict[str, Tensor]:
     return seen
 
 
-def read(unet: Any, given: dict[str, Any], cross: list[str], selves: list[str], **kwargs: Any) -> Any:
+def read(unet: Any, given: dict[str, Any], cross: list[str], self_blocks: list[str], **kwargs: Any) -> Any:
     size = tuple(given["sample"].shape[2:])
-    with torch.no_grad(), reading_attention(unet, cross, selves, tap_specs(unet), size, **kwargs) as attention:
+    with torch.no_grad(), reading_attention(unet, cross, self_blocks, tap_specs(unet), size, **kwargs) as attention:
         unet(**given)
     return attention
 
@@ -73,7 +73,7 @@ def require_those_of_the_explicit_processor(architecture: str) -> None:
         itself = torch.stack([expected[f"{name}.attn1"] for name in inner]).mean(dim=0)
         read_cross = attention.cross[block].flatten(2).transpose(1, 2)
         torch.testing.assert_close(read_cross, cross, atol=1e-6, rtol=1e-4)
-        torch.testing.assert_close(attention.selves[block], itself, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(attention.self_attention[block], itself, atol=1e-6, rtol=1e-4)
         stride = tap_specs(unet)[block].stride
         assert attention.cross[block].shape == (2, 77, 16 // stride, 24 // stride)
 
@@ -126,7 +126,7 @@ def test_it_tells_the_last_layer_from_the_mean_of_all(monkeypatch: pytest.Monkey
 def test_the_published_places(architecture: str) -> None:
     """method.md section 7: SD's and SDXL's blocks, named by downsampling."""
     config, specs = CONFIGS[architecture], tap_specs(unets.unet(architecture))
-    found = [blocks_at(places, specs) for places in (config.coarse, config.fine, config.selves)]
+    found = [blocks_at(places, specs) for places in (config.coarse, config.fine, config.self_attention)]
     sd = [("input.7", "input.8", "output.3", "output.4", "output.5"), ("input.5", "output.6", "output.7")]
     xl = [("input.7", "input.8", "middle.0", "output.0", "output.1", "output.2")]
     xl += [("input.4", "input.5", "output.3", "output.4", "output.5"), ("output.3", "output.4", "output.5")]
@@ -141,16 +141,18 @@ def test_our_own_unet_reads_the_same() -> None:
     given = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([100])
     context = torch.randn(1, 77, 64, generator=torch.Generator().manual_seed(1))
     config = CONFIGS["tiny"]
-    cross, selves = (blocks_at(p, UNET.tap_specs()) for p in ((*config.coarse, *config.fine), config.selves))
+    cross, self_blocks = (
+        blocks_at(p, UNET.tap_specs()) for p in ((*config.coarse, *config.fine), config.self_attention)
+    )
     inputs: dict[str, Tensor] = {}
     attn = unet.get_submodule("output_blocks.10.1.transformer_blocks.0.attn1")
     handle = attn.register_forward_pre_hook(lambda module, args: inputs.update(x=args[0]))
-    with torch.no_grad(), reading_attention(unet, cross, selves, UNET.tap_specs(), (16, 16)) as attention:
+    with torch.no_grad(), reading_attention(unet, cross, self_blocks, UNET.tap_specs(), (16, 16)) as attention:
         unet(*given, context)
     handle.remove()
     q, k = (part(inputs["x"]).unflatten(2, (4, -1)).transpose(1, 2) for part in (attn.to_q, attn.to_k))
     scores = q @ k.transpose(2, 3) / q.shape[-1] ** 0.5
-    torch.testing.assert_close(attention.selves["output.10"], scores.softmax(-1).mean(1), atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(attention.self_attention["output.10"], scores.softmax(-1).mean(1), atol=1e-6, rtol=1e-4)
     for maps in attention.cross.values():
         torch.testing.assert_close(maps.sum(dim=1), torch.ones_like(maps[:, 0]))
 
@@ -208,7 +210,7 @@ def test_no_hook_stays_when_the_pass_is_stopped(error: type[BaseException]) -> N
         read(unet, given, ["input.5"], ["output.10"])
     handle.remove()
     assert unets.hooks_of(unet) == 0
-    assert set(read(unet, given, ["input.5"], ["output.10"]).selves) == {"output.10"}
+    assert set(read(unet, given, ["input.5"], ["output.10"]).self_attention) == {"output.10"}
 
 
 def test_blocks_that_cannot_be_read() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from ldznet import Segmentation, segmentation, tinyworld
-from ldznet.cli import main
+from ldznet import Segmentation, __version__, segmentation, tinyworld
+from ldznet.cli import evaluate, main
 from ldznet.cli.segment import write_masks
+from ldznet.evaluate.gates import Gate
+from ldznet.train import recipe
 
 
 def ldznet(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -21,7 +24,7 @@ def ldznet(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_demo_writes_one_sheet(tmp_path: Path) -> None:
-    done = ldznet("demo", "--out", "sheet.png", cwd=tmp_path)
+    done = ldznet("demo", "-o", "sheet.png", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
     with Image.open(tmp_path / "sheet.png") as sheet:
@@ -31,10 +34,16 @@ def test_demo_writes_one_sheet(tmp_path: Path) -> None:
 
 def test_segment_writes_a_mask_per_phrase(tmp_path: Path) -> None:
     Image.fromarray(tinyworld.scene(3).image).resize((101, 77)).save(tmp_path / "photo.png")
-    done = ldznet("segment", "photo.png", "--text", "grass", "--text", "a red star - sky", "-o", "out", cwd=tmp_path)
+    texts = [part for text in ("grass", "(a red star:1.2) - sky", "the zebra") for part in ("--text", text)]
+    done = ldznet("segment", "photo.png", *texts, "--model", "tiny", "-o", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["00_grass.png", "01_a_red_star___sky.png", "overlay.png"]
+    assert names == ["00_grass.png", "01_a_red_star_sky.png", "02_the_zebra.png", "overlay.png", "result.json"]
+    first, *others = done.stderr.splitlines()
+    assert first.startswith("note: tiny is a toy model: it knows drawings of its own tiny world alone")
+    assert any('is read as "a red star - sky" (weights do nothing here)' in line for line in others)
+    assert any(line.startswith('note: "zebra": no word of this model') for line in others)
+    assert len(done.stdout.splitlines()) == 4
     with Image.open(tmp_path / "out" / "00_grass.png") as mask:
         assert mask.size == (101, 77)
 
@@ -45,9 +54,45 @@ def test_masks_that_are_too_many_at_once_are_written_one_by_one(
     monkeypatch.setattr(segmentation, "MOST_BYTES", 4 * 16 * 16)
     logits = torch.stack([torch.full((8, 8), 5.0), torch.full((8, 8), -5.0)])[None]
     result = Segmentation(logits, ("all", "nothing"), (16, 16), torch.ones(1, 2))
-    lines = list(write_masks(Image.new("RGB", (16, 16)), result, 0.5, tmp_path))
+    lines = write_masks(Image.new("RGB", (16, 16)), result, 0.5, tmp_path)
     assert ["100.0% of" in lines[0], "0.0% of" in lines[1]] == [True, True]
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_the_version_and_the_module(tmp_path: Path) -> None:
+    done = ldznet("--version", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"ldznet {__version__}\n")
+    module = subprocess.run([sys.executable, "-m", "ldznet", "--version"], cwd=tmp_path, capture_output=True, text=True)
+    assert (module.returncode, module.stdout) == (done.returncode, done.stdout)
+
+
+def test_generate_says_which_words_it_does_not_know(tmp_path: Path) -> None:
+    done = ldznet("generate", "A red zebra on grass!", "a blue cat", "--steps", "1", "-o", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith('note: the tiny world knows no "zebra", and draws something else. It knows: ')
+    assert all(word in done.stderr for word in ("star", "purple", "striped", "grass"))
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["000.png", "001.png", "result.json"]
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["pictures"][1]["caption"] == "a blue cat"
+
+
+def test_a_gate_that_fails_is_an_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    reached = [Gate("first", 0.9, 0.9), Gate("second", 0.5, 0.9)]
+    monkeypatch.setattr(evaluate, "gates", lambda host, weights, count, progress: reached)
+    assert ended(("evaluate", "gates", "--scenes", "7"), monkeypatch, tmp_path) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert any("second" in line and " 7 " in line and "NO" in line for line in lines)
+    reached.pop()
+    assert ended(("evaluate", "gates", "--scenes", "7"), monkeypatch, tmp_path) == 0
+
+
+def test_the_stages_that_help_names_are_those_of_the_recipe(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert ended(("train", "--help"), monkeypatch, tmp_path) == 0
+    assert ", ".join(recipe.STAGES) in " ".join(capsys.readouterr().out.replace("│", " ").split())
 
 
 def ended(arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, folder: Path) -> int:
@@ -62,7 +107,12 @@ def ended(arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, folder: P
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("segment", "no.png", "--text", "grass"), "Expected a picture"),
+        (("segment", "no.png", "--text", "grass"), "Expected a model, got none. Give --model a diffusers folder"),
+        (("segment", "no.png", "--text", "grass", "--model", "tiny"), "Expected a picture"),
+        (("segment", "https://a.org/b.png", "--text", "grass", "--model", "tiny"), "got a URL (https://a.org/b.png)"),
+        (("segment", "taken", "--text", "grass", "--model", "https://a.org/b"), "a picture at taken"),
+        (("info", "https://a.org/head.safetensors"), "got a URL (https://a.org/head.safetensors)"),
+        (("convert", "https://a.org/head.ckpt", "head.safetensors"), "got a URL (https://a.org/head.ckpt)"),
         (("info", "no.safetensors"), "does not exist"),
         (("convert", "no.ckpt", "head.safetensors"), "could not open no.ckpt"),
         (("segment",), "Missing argument"),

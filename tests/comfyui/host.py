@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import socket
 import subprocess
 import time
@@ -20,6 +21,7 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS, RUN_SECONDS = 600, 600
+EXAMPLE = "example.png"  # that every ComfyUI has in its input folder, for Load Image
 PACK = "ComfyUI-LDZNet"  # no identifier; with a space in it the host would serve neither help pages nor thumbnails
 
 
@@ -57,6 +59,8 @@ class Server:
         (base / "custom_nodes" / "probe").symlink_to(Path(__file__).parent / "probe")
         comfyui = folder()
         assert comfyui is not None
+        if (comfyui / "input" / EXAMPLE).exists():
+            shutil.copy(comfyui / "input" / EXAMPLE, base / "input" / EXAMPLE)
         self.port, self.client = _free_port(), uuid.uuid4().hex
         self.base, self.log = base, base / "log.txt"
         command = [str(interpreter(comfyui)), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self.port)]

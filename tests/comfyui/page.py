@@ -13,7 +13,7 @@ SEEDS = ("seed", "noise_seed")  # such an input has "control after generate" beh
 
 
 def widgets_of(info: dict[str, Any]) -> list[str | None]:
-    """Names of a node's widgets in the order in which the page stores their values; None for a control of a seed."""
+    """Names of a node's widgets in the order in which the page stores their values; None for one that is not sent."""
     names: list[str | None] = []
     for part in ("required", "optional"):
         for name, (kind, *rest) in info["input"].get(part, {}).items():
@@ -21,6 +21,8 @@ def widgets_of(info: dict[str, Any]) -> list[str | None]:
             if (isinstance(kind, list) or kind in WIDGETS) and not options.get("forceInput"):
                 names.append(name)
                 if options.get("control_after_generate", kind == "INT" and name in SEEDS):
+                    names.append(None)
+                if options.get("image_upload"):  # the button that uploads a picture
                     names.append(None)
     return names
 

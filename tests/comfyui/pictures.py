@@ -6,7 +6,6 @@ python tests/comfyui/pictures.py
 from __future__ import annotations
 
 import io
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,38 @@ from PIL import Image
 
 WORKFLOWS, DOCS = host.ROOT / "workflows", host.ROOT / "web" / "docs"
 SIDE, GAP = 256, 8
-ON_A_CHECKPOINT = {  # shown by a twin on the tiny world
-    "5_inpaint_by_text_sd15": "2_inpaint_by_text",
-    "7_attention_any_checkpoint": "1_generate_and_segment",
+TINY = "tiny (embedded)"
+SIZES = {"width": 128, "height": 128}
+SAMPLER = {"steps": 20, "cfg": 5.0, "sampler_name": "ddim", "scheduler": "ddim_uniform"}
+ON_A_CHECKPOINT: dict[str, dict[str, dict[str, Any]]] = {  # shown on the tiny world: node, and what is another there
+    "5_inpaint_by_text_sd15": {
+        "2": {"head": TINY},
+        "3": {"text": "a photo of a purple house on sand"},
+        "4": {"text": ""},
+        "5": SIZES,
+        "6": {**SAMPLER, "seed": 9},
+        "8": {"text": "a purple house"},
+        "10": {"drop_specks": 16},
+        "12": {"text": "a photo of a yellow flower on sand"},
+        "13": {**SAMPLER, "seed": 7},
+    },
+    "7_attention_any_checkpoint": {
+        "3": {"text": "a photo of a green heart on snow"},
+        "4": {"text": ""},
+        "5": SIZES,
+        "6": {**SAMPLER, "seed": 3},
+        "8": {"text": "a green heart\nsnow"},
+    },
+    "8_segment_any_picture": {
+        "2": {"megapixels": 128 * 128 / 1024**2},
+        "5": {"text": "a white boat\nwater"},
+        "7": {"phrases": "a white boat", "drop_specks": 16},
+        "8": {"text": "a photo of a red star on water"},
+        "9": {"text": ""},
+        "12": {**SAMPLER, "seed": 9, "denoise": 1.0},
+    },
 }
+LOADED = ("a photo of a white boat on water", 9)  # in the place of what Load Image loads: prompt and seed
 SHOWN = {  # help page's picture: workflow, and which of its outputs by node type
     "segment": ("1_generate_and_segment", "LDZNetPreview"),
     "captured": ("3_capture_and_composite", "LDZNetPreview"),
@@ -47,6 +74,23 @@ def row(pictures: list[Image.Image]) -> Image.Image:
     return canvas
 
 
+def on_the_tiny_world(prompt: graphs.Prompt, changes: dict[str, dict[str, Any]]) -> graphs.Prompt:
+    """The prompt of a workflow with the tiny world in the place of its checkpoint and of the picture that it loads."""
+    text, seed = LOADED
+    world = next(key for key, node in prompt.items() if node["class_type"] == "CheckpointLoaderSimple")
+    prompt = {key: {**node, "inputs": {**node["inputs"], **changes.get(key, {})}} for key, node in prompt.items()}
+    prompt[world] = graphs.node("LDZNetTinyWorld")  # with the same outputs
+    for key in [key for key, node in prompt.items() if node["class_type"] == "LoadImage"]:
+        prompt |= {
+            "loaded size": graphs.node("EmptyLatentImage", **SIZES, batch_size=1),
+            "positive": graphs.node("CLIPTextEncode", clip=[world, 1], text=text),
+            "negative": graphs.node("CLIPTextEncode", clip=[world, 1], text=""),
+            "loaded": graphs.sampler([world, 0], ["loaded size", 0], seed=seed, **SAMPLER),
+            key: graphs.node("VAEDecode", samples=["loaded", 0], vae=[world, 2]),
+        }
+    return prompt
+
+
 def operations() -> graphs.Prompt:
     """A soft mask, a grown one, a feathered one; and a colour map."""
     prompt = {**graphs.sampled(steps=20, cfg=5.0, seed=3), "segment": graphs.segment("a red star\ngrass")}
@@ -63,10 +107,9 @@ def make(server: host.Server) -> None:
     """Every picture."""
     infos, shown = server.get("/object_info"), {}
     for path in sorted(WORKFLOWS.glob("*.json")):
-        if path.stem in ON_A_CHECKPOINT:
-            shutil.copy(WORKFLOWS / f"{ON_A_CHECKPOINT[path.stem]}.jpg", path.with_suffix(".jpg"))
-            continue
         prompt = page.to_prompt(path, infos)
+        if path.stem in ON_A_CHECKPOINT:
+            prompt = on_the_tiny_world(prompt, ON_A_CHECKPOINT[path.stem])
         entry = server.run(prompt)
         assert host.error_of(entry) is None, host.error_of(entry)
         for node_id, node in prompt.items():

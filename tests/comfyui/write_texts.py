@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests"))  # a script stands in its own folder, not in the package that it belongs to
+sys.path.insert(0, str(ROOT / "tests"))  # as pytest's own settings have it
 
 from comfyui import standin  # noqa: E402
 

@@ -67,7 +67,7 @@ def test_a_logit_for_every_pixel(network: str, size: str, mask_head: str) -> Non
     head = head_of(network, mask_head=mask_head)
     given = inputs(head, SIZES[size])
     with torch.no_grad():
-        logits, presence = head.segment(*given)
+        logits, presence = head.masks_and_presence(*given)
         assert torch.equal(head(*given), logits)
         assert torch.equal(head.presence(*given), presence)
     assert logits.shape == (2, 1, SIZES[size][0] * 8, SIZES[size][1] * 8)
@@ -110,7 +110,7 @@ def test_it_is_a_pure_function(head: LDZNet) -> None:
 
 
 def test_every_parameter_gets_a_gradient(head: LDZNet) -> None:
-    logits, presence = head.segment(*inputs(head, (6, 5)))
+    logits, presence = head.masks_and_presence(*inputs(head, (6, 5)))
     (logits.square().mean() + presence.square().mean()).backward()
     without = [name for name, p in head.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert without == []

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from ldznet.hosts import capturing
+from ldznet import capture as capturing
+from ldznet.errors import HostError
+from ldznet.hosts.comfyui_capture import CROPS, notes_of, run_of
 
 
 @pytest.fixture
@@ -92,6 +94,7 @@ def test_lines(phrases: Any) -> None:
     assert phrases.read_regions("a => b => c\n2=>d") == [("a", "b => c"), ("2", "d")]
     assert phrases.pick("", ("a", "b")) == [0, 1]
     assert phrases.pick("2\na", ("a", "b")) == [1, 0]
+    assert phrases.pick("(a red star:1.2)\nGRASS - sky.", ("a red star.", "grass − sky")) == [0, 1]
     for bad in ("", "# cat", "cat -", "- cat", "the", "background", "cat - cat"):
         with pytest.raises(ValueError, match="Expected"):
             phrases.read_phrases(bad)
@@ -161,39 +164,39 @@ def test_the_nearest_step_s_positive_rows_are_kept(call: Call) -> None:
         call(rows(99, 99), 410, ["p", "q"])  # perturbed: the same rows again
         call(rows(7, 7), 300, ["p", "q"])
         run.samples = [samples]
-    assert call.capture.of(samples) is run
+    assert run_of(call.capture, samples) is run
     assert run.step == 410
     assert torch.allclose(run.taps()["middle.0"], rows((6 + 3 * 10) / 4))
-    assert call.capture.notes(run) == []
+    assert notes_of(call.capture, run) == []
 
 
 def test_crops_are_noted_and_far_steps_too(call: Call) -> None:
     run = capturing.Run({"p": 1.0}, (4, 4))
     with call.capture.running("node", run):
         call(rows(1), 400, ["p"])
-    assert call.capture.notes(run) == [capturing.CROPS]
+    assert notes_of(call.capture, run) == [CROPS]
     run = capturing.Run({"p": 1.0}, (2, 2))
     with call.capture.running("node", run):
         call(rows(1), 900, ["p"])
-    assert "500 from the head's 400" in call.capture.notes(run)[0]
+    assert "500 from the head's 400" in notes_of(call.capture, run)[0]
 
 
 def test_a_run_replaces_its_own_and_a_cancelled_one_leaves_nothing(call: Call) -> None:
     samples = torch.zeros(1, 4, 2, 2)
-    with pytest.raises(capturing.HostError, match="got none"):
-        call.capture.of(samples)
+    with pytest.raises(HostError, match="got none"):
+        run_of(call.capture, samples)
     for key in ("one", "one", "two"):
         with call.capture.running(key, capturing.Run({}, (2, 2), samples=[samples + (key == "two")])):
             pass
-    assert call.capture.of(samples).samples[0].sum() == 0
+    assert run_of(call.capture, samples).samples[0].sum() == 0
     with pytest.raises(KeyboardInterrupt), call.capture.running("one", capturing.Run({}, (2, 2), samples=[samples])):
         raise KeyboardInterrupt
-    with pytest.raises(capturing.HostError, match="got none among 1 runs"):
-        call.capture.of(samples)
+    with pytest.raises(HostError, match="got none among 1 runs"):
+        run_of(call.capture, samples)
     with call.capture.running("three", capturing.Run({}, (2, 2), samples=[samples + 1])):
         pass
-    with pytest.raises(capturing.HostError, match="got 2"):
-        call.capture.of(samples + 1)
+    with pytest.raises(HostError, match="got 2"):
+        run_of(call.capture, samples + 1)
 
 
 def test_outside_of_a_run_nothing_is_read(call: Call) -> None:
@@ -205,5 +208,5 @@ def test_a_unet_that_skips_the_block_still_gives_its_picture(call: Call) -> None
     with call.capture.running("node", run):
         answer = call.capture.call(call.unet, (2, 2), 400, ["p"], lambda: "picture")
     assert answer == "picture"
-    with pytest.raises(capturing.HostError, match="no UNet call"):
-        call.capture.notes(run)
+    with pytest.raises(HostError, match="no UNet call"):
+        notes_of(call.capture, run)

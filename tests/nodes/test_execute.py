@@ -16,6 +16,7 @@ from comfyui import running, tinycomfy
 from ldznet import Predictor, Segmentation, load_head
 from ldznet.checkpoints import save_head
 from ldznet.hosts.tiny import TinyHost
+from ldznet.models import CapturedTaps
 from ldznet.tinyworld import scene
 
 PHRASES = ["a purple cup", "snow - a purple cup", "a fish"]
@@ -127,6 +128,22 @@ def test_segment_by_text_hands_links_on_as_links(nodes: ModuleType) -> None:
     for missing in ({"image": ["image", 0]}, {"vae": ["vae", 0]}, {}):
         with pytest.raises(ValueError, match=r"Expected .*, got n.*socket: (latent|vae)"):
             running.execute(nodes, "LDZNetSegment", **links(), **missing, text="grass", threshold=0.5, **SETTINGS)
+
+
+def test_the_report_says_how_phrases_were_read(nodes: ModuleType, world: dict[str, Any], image: torch.Tensor) -> None:
+    """Weights and points change no mask; the inverse is the inverse; what is not known is named."""
+    values = {**world, "latent": {"samples": latents_of(world, image)}}
+    lines = ["snow", "(snow:1.3).", "everything - snow", "background", "a zebra"]
+    given = {**links(latent="latent"), "text": "\n".join(lines), "threshold": 0.5, **SETTINGS}
+    _, masks, segmentation, _, report = running.expand(nodes, "LDZNetSegment", values, **given)
+    assert segmentation.result.phrases == tuple(lines)
+    assert torch.equal(masks[0], masks[1])
+    assert torch.equal(masks[2], 1 - masks[0])
+    assert 0.1 < float(masks[0].mean()) < 0.9
+    assert report.splitlines()[-2:] == [
+        '"(snow:1.3)." is read as "snow" (weights do nothing here)',
+        '"zebra": no word of this model, which knows few, so a mask of it means nothing',
+    ]
 
 
 def segmented(nodes: ModuleType, world: dict[str, Any], text: str = "\n".join(PHRASES), **changes: Any) -> Any:
@@ -257,7 +274,7 @@ def test_captured_taps_are_those_of_extract(
     blocks = list(load_head("tiny").head_config.tap_specs)
     scaled = x[:2] / (sigma[:2].view(2, 1, 1, 1) ** 2 + 1).sqrt()
     expected = tiny.extract(scaled, torch.full((2,), t), context, blocks)
-    taps = capture.of(latent["samples"]).taps()
+    taps = capture.returned(latent["samples"])[0].taps()
     assert list(taps) == blocks
     for block in blocks:
         torch.testing.assert_close(taps[block], expected[block], atol=1e-3, rtol=0)
@@ -267,7 +284,7 @@ def test_captured_taps_are_those_of_extract(
         nodes, "LDZNetSegmentCaptured", values, **given, head=[TINY, 0], text="\n".join(PHRASES), threshold=0.5
     )
     predictor = Predictor(tiny, load_head("tiny"))
-    predictor.set_latents(latent["samples"] * tinycomfy.SCALE, taps=expected)
+    predictor.set_latents(latent["samples"] * tinycomfy.SCALE, captured=CapturedTaps(expected))
     result = predictor.predict(PHRASES)
     close(outputs[2], result)
     assert result.found[:, 0].all()

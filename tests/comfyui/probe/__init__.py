@@ -9,7 +9,7 @@ import folder_paths
 import torch
 from comfy_execution.graph_utils import GraphBuilder
 
-from . import models
+from . import beside, models
 
 
 class ProbeSave:
@@ -191,6 +191,17 @@ SHARED = {
     "use_temporal_attention": False,
     "legacy": False,
 }
+SD1 = {
+    "num_res_blocks": [2, 2, 2, 2],
+    "channel_mult": [1, 2, 4, 4],
+    "num_heads": 8,
+    "num_head_channels": -1,
+    "use_linear_in_transformer": False,
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+    "transformer_depth_middle": 1,
+    "context_dim": 768,
+}
 SD2 = {
     "num_res_blocks": [2, 2, 2, 2],
     "channel_mult": [1, 2, 4, 4],
@@ -211,30 +222,76 @@ SDXL = {
 }
 
 
+ZIMAGE = {
+    "image_model": "lumina2",
+    "patch_size": 2,
+    "in_channels": 16,
+    "dim": 96,
+    "cap_feat_dim": 64,
+    "n_layers": 1,
+    "qk_norm": True,
+    "n_heads": 2,
+    "n_kv_heads": 2,
+    "axes_dims": [16, 16, 16],
+    "axes_lens": [64, 64, 64],
+    "rope_theta": 256.0,
+    "ffn_dim_multiplier": 8 / 3,
+    "z_image_modulation": True,
+    "time_scale": 1000.0,
+}
+
+
+class ProbeZImage:
+    """A small Z-Image, and a VAE whose latents have its 16 channels: neither can paint or encode anything."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL", "VAE"), "make", "probe"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    def make(self):
+        import comfy.model_patcher
+        import comfy.supported_models
+
+        class Wide:
+            def encode(self, image):
+                return torch.zeros(len(image), 16, image.shape[1] // 8, image.shape[2] // 8)
+
+        config = comfy.supported_models.ZImage(ZIMAGE)
+        config.set_inference_dtype(torch.float32, None)
+        base = config.get_model({"nothing": torch.zeros(1)}, "nowhere.", device="cpu")
+        return comfy.model_patcher.ModelPatcher(base, torch.device("cpu"), torch.device("cpu")), Wide()
+
+
 class ProbeFamily:
-    """A small SD 2.x or SDXL of random weights: ComfyUI's own UNet and tokenizers, and contexts drawn by token."""
+    """A small SD 1.x, 2.x or SDXL of random weights: ComfyUI's own UNet and tokenizers, and contexts drawn by token."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL", "CLIP"), "make", "probe"
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"family": (["sd2", "sdxl"],)}}
+        return {"required": {"family": (["sd1", "sd2", "sdxl"],)}}
 
     def make(self, family):
         import comfy.model_patcher
+        import comfy.sd1_clip
         import comfy.sdxl_clip
         import comfy.supported_models
         import comfy.text_encoders.sd2_clip
 
-        known = {"sd2": comfy.supported_models.SD20, "sdxl": comfy.supported_models.SDXL}[family]
-        config = known({**SHARED, **(SD2 if family == "sd2" else SDXL)})
+        known, changes, tokenizer = {
+            "sd1": (comfy.supported_models.SD15, SD1, comfy.sd1_clip.SD1Tokenizer),
+            "sd2": (comfy.supported_models.SD20, SD2, comfy.text_encoders.sd2_clip.SD2Tokenizer),
+            "sdxl": (comfy.supported_models.SDXL, SDXL, comfy.sdxl_clip.SDXLTokenizer),
+        }[family]
+        config = known({**SHARED, **changes})
         config.set_inference_dtype(torch.float32, None)
         base = config.get_model({"nothing": torch.zeros(1)}, "nowhere.", device="cpu")
         generator = torch.Generator().manual_seed(0)
         for weight in base.diffusion_model.parameters():
             weight.data.copy_(torch.randn(weight.shape, generator=generator) * 0.05)
         model = comfy.model_patcher.ModelPatcher(base, torch.device("cpu"), torch.device("cpu"))
-        tokenizer = comfy.text_encoders.sd2_clip.SD2Tokenizer if family == "sd2" else comfy.sdxl_clip.SDXLTokenizer
         return model, _DrawnCLIP(tokenizer(), config.unet_config["context_dim"])
 
 
@@ -258,13 +315,19 @@ class _DrawnCLIP:
         cond = torch.stack([self._of(token[0]) for row in rows for token in row])[None]
         return {"cond": cond, "pooled_output": cond[:, 0, :1280]} if return_dict else cond
 
+    def encode_from_tokens_scheduled(self, tokens):
+        encoded = self.encode_from_tokens(tokens, return_dict=True)
+        return [[encoded.pop("cond"), encoded]]
+
     def _of(self, token):
         return torch.randn(self.width, generator=torch.Generator().manual_seed(token))
 
 
 NODE_CLASS_MAPPINGS = {
     **models.NODES,
+    **beside.NODES,
     "ProbeFamily": ProbeFamily,
+    "ProbeZImage": ProbeZImage,
     "ProbeSave": ProbeSave,
     "ProbeModel": ProbeModel,
     "ProbeState": ProbeState,

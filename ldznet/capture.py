@@ -1,0 +1,249 @@
+"""What a sampler's own UNet calls leave behind: runs, steps, rows and their averages. No host's words.
+
+A host's wrapper (`hosts/comfyui_capture.py`) says when a run of its sampler begins and ends, and of each UNet call the
+timestep, the size of the latents, and the text that each equal share of the batch's rows belongs to. Texts are named by
+keys that the host chooses; only those of the positive prompt have a weight, and only their rows are kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .attention import AttentionConfig, CapturedAttention
+from .attention.config import blocks_at
+from .attention.prompts import Tokenize, spoken
+from .attention.reading import Attention, reading_attention
+from .config import HeadConfig
+from .contracts import TapSpec
+from .errors import TapError
+from .shapes import Float, Size
+from .taps import reading
+
+FAR = 150  # timesteps between the captured step and the head's own, beyond which masks suffer
+KEPT = 8  # runs: a host may give one capture to every graph that asks for the same
+ATTENTION = "attention"  # what an AttentionCapture reads, in the place of blocks
+
+Rows = Mapping[Any, dict[str, Tensor]]
+"""By the key of a text, what was read of its rows: taps by block, or attention maps."""
+
+
+@dataclass
+class Run:
+    """One sampler run: what the step nearest the head's timestep showed, for the positive texts alone."""
+
+    weights: Mapping[Any, float]  # strength of each positive text by its key
+    size: Size  # of the latents, so that crops can be told
+    contexts: Mapping[Any, Tensor] = field(default_factory=dict)  # of each text, as the sampler was given it
+    nearest: float = float("inf")  # how near the schedule comes to the head's timestep
+    rows: dict[Any, dict[str, Tensor]] = field(default_factory=dict)
+    step: float = float("inf")  # the timestep that `rows` were taken at
+    distance: float = float("inf")  # of `step` from the head's timestep
+    means: dict[Any, dict[str, Tensor]] = field(default_factory=dict)  # over all steps so far
+    counts: dict[Any, int] = field(default_factory=dict)  # of the steps that `means` are over
+    latest: dict[Any, float] = field(default_factory=dict)  # the timestep that `means` took in last
+    cropped: bool = False
+    denoised: Tensor | None = None  # the last estimate of the clean latents, in model space
+    samples: list[Tensor] = field(default_factory=list)  # what the sampler returned, before the scale factor
+
+    def wanted(self, distance: float, keys: Sequence[Any], size: Size) -> list[int]:
+        """Which of a call's shares are new, and no farther from the head's timestep than what is here; crops are noted
+        and left."""
+        positive = [i for i, key in enumerate(keys) if key in self.weights]
+        if positive and size != self.size:
+            self.cropped = True
+            return []
+        if distance > max(self.nearest, FAR):
+            return []  # a nearer one will come
+        if distance < self.distance:
+            return positive
+        return [i for i in positive if keys[i] not in self.rows] if distance == self.distance else []
+
+    def keep(self, step: float, distance: float, rows: Rows) -> None:
+        """Takes `rows` of timestep `step`, in the place of those of a farther one."""
+        if distance < self.distance:
+            self.rows, self.step, self.distance = {}, step, distance
+        self.rows.update(rows)
+
+    def average(self, key: Any, step: float, maps: Mapping[str, Tensor]) -> None:
+        """Takes the maps of one more step into the means of a text."""
+        means, count = self.means.setdefault(key, {}), self.counts.get(key, 0) + 1
+        for name, new in maps.items():
+            means[name] = means[name] + (new - means[name]) / count if name in means else new.clone()
+        self.counts[key], self.latest[key] = count, step
+
+    def taps(self) -> dict[str, Float[Tensor, "b c h w"]]:
+        """The mean over texts by strength; empty where nothing was captured."""
+        total = sum(self.weights[key] for key in self.rows) or 1
+        blocks = next(iter(self.rows.values()), {})
+        return {
+            block: torch.stack([taps[block] * (self.weights[key] / total) for key, taps in self.rows.items()]).sum(0)
+            for block in blocks
+        }
+
+    def text_of(self, context: Float[Tensor, "1 n d"]) -> Any:
+        """The key of the text that has this `context`, and whose attention was seen; None where there is none."""
+        return next((key for key, known in self.contexts.items() if key in self.means and same(context, known)), None)
+
+
+class Typed(NamedTuple):
+    """A prompt as a user typed it, encoded: its context, and its token ids by position (-1 for none)."""
+
+    context: Float[Tensor, "1 n d"]
+    ids: Sequence[int]
+
+
+class Capture:
+    """What each sampler that ran with a wrapped model left: taps of `blocks`, in the latest run of each.
+
+    `model` is the host's own, kept for whoever reads the capture; `timestep` is the head's. Nothing is kept of a run
+    that was cancelled.
+    """
+
+    def __init__(self, model: Any, blocks: Sequence[str], timestep: int) -> None:
+        self.model, self.blocks, self.timestep = model, tuple(blocks), timestep
+        self.done: dict[Any, Run] = {}
+        self._running: Run | None = None
+
+    @contextlib.contextmanager
+    def running(self, sampler: Any, run: Run) -> Iterator[Run]:
+        """Makes `run` the one that calls are read into, and that of `sampler` once it has come to its end."""
+        before, self._running = self._running, run
+        self.done.pop(sampler, None)
+        try:
+            yield run
+            self.done[sampler] = _at_rest(run)
+            for oldest in list(self.done)[:-KEPT]:
+                del self.done[oldest]
+        finally:
+            self._running = before
+
+    def call(self, unet: Any, size: Size, step: float, keys: Sequence[Any], execute: Callable[[], Any]) -> Any:
+        """What `execute` returns, a UNet call at timestep `step` over latents of `size`; reads of it what is wanted."""
+        run = self._running
+        if run is None:
+            return execute()
+        distance = abs(step - self.timestep)
+        shares = run.wanted(distance, keys, size)
+        answer = execute
+        try:
+            with self._reading(run, unet, size, step, keys, shares) as kept:
+                answer = execute()
+        except TapError:  # a pack that skips or merges what is read: then this call leaves nothing
+            return execute() if answer is execute else answer
+        if shares:
+            run.keep(step, distance, kept)
+        return answer
+
+    def returned(self, samples: Float[Tensor, "b 4 h w"]) -> list[Run]:
+        """The runs that returned `samples`, in the scale of the host's own latents."""
+        return [run for run in self.done.values() if any(same(samples, known) for known in run.samples)]
+
+    @contextlib.contextmanager
+    def _reading(
+        self, run: Run, unet: Any, size: Size, step: float, keys: Sequence[Any], shares: Sequence[int]
+    ) -> Iterator[Rows]:
+        """Fills a dict with what this call shows of `shares`, if there are any."""
+        kept: dict[Any, dict[str, Tensor]] = {}
+        if not shares:
+            yield kept
+            return
+        with reading(unet, self.blocks, end_early=False) as taps:
+            yield kept
+        of_all = _by_key(taps, keys)
+        kept.update({keys[i]: of_all[keys[i]] for i in shares})
+
+
+class AttentionCapture(Capture):
+    """As Capture, of attention: cross-attention is the mean over all steps, self-attention the nearest step's.
+
+    Of each step the first call counts: guidance that disturbs the attention calls again."""
+
+    def __init__(
+        self,
+        model: Any,
+        cross_blocks: Sequence[str],
+        self_blocks: Sequence[str],
+        specs: Mapping[str, TapSpec],
+        timestep: int,
+    ) -> None:
+        super().__init__(model, (ATTENTION,), timestep)
+        self.cross_blocks, self.self_blocks, self.specs = tuple(cross_blocks), tuple(self_blocks), specs
+
+    @contextlib.contextmanager
+    def _reading(
+        self, run: Run, unet: Any, size: Size, step: float, keys: Sequence[Any], shares: Sequence[int]
+    ) -> Iterator[Rows]:
+        positive = [i for i, key in enumerate(keys) if key in run.weights] if size == run.size else []
+        positive = [i for i in positive if run.latest.get(keys[i]) != step]  # PAG calls again, with others' attention
+        kept: dict[Any, dict[str, Tensor]] = {}
+        if not positive:
+            yield kept
+            return
+
+        def choose(output: Tensor) -> Tensor:
+            return torch.cat([output.chunk(len(keys))[i] for i in positive])
+
+        self_blocks = self.self_blocks if shares else ()
+        with reading_attention(unet, self.cross_blocks, self_blocks, self.specs, size, False, choose) as attention:
+            yield kept
+        chosen = [keys[i] for i in positive]
+        for key, maps in _by_key(attention.cross, chosen).items():
+            run.average(key, step, maps)
+        of_all = _by_key(attention.self_attention, chosen)
+        kept.update({keys[i]: of_all[keys[i]] for i in shares if i in positive})
+
+    def of_prompt(
+        self, run: Run, prompt: Typed, phrases: Sequence[str], tokenize: Tokenize
+    ) -> CapturedAttention | None:
+        """What `run` shows of those of `phrases` that stand in `prompt`; None where it was not made with that text."""
+        key = run.text_of(prompt.context)
+        if key is None:
+            return None
+        return CapturedAttention(self.attention(run, key), spoken(prompt.ids, phrases, tokenize), run.size)
+
+    def attention(self, run: Run, key: Any) -> Attention:
+        """What a text was seen to attend to in each picture of the batch."""
+        cross, links = (
+            {name: maps.float() for name, maps in parts.get(key, {}).items()} for parts in (run.means, run.rows)
+        )
+        return Attention({name: _folded(maps, run.contexts[key].shape[1]) for name, maps in cross.items()}, links)
+
+
+def capture_for(config: HeadConfig | AttentionConfig, model: Any, specs: Mapping[str, TapSpec]) -> Capture:
+    """An empty capture of what a head of `config` reads in a host with `specs`: taps of the step nearest its timestep,
+    or the attention of all steps."""
+    if isinstance(config, HeadConfig):
+        return Capture(model, list(config.tap_specs), config.timestep)
+    cross_blocks = blocks_at((*config.coarse, *config.fine), specs)
+    self_blocks = blocks_at(config.self_attention, specs) if config.steps else ()
+    return AttentionCapture(model, cross_blocks, self_blocks, specs, config.timestep)
+
+
+def same(samples: Tensor, known: Tensor) -> bool:
+    """Equal in shape and in every value, as float32 on the CPU."""
+    return samples.shape == known.shape and torch.equal(samples.float().cpu(), known.float().cpu())
+
+
+def _folded(maps: Float[Tensor, "b n h w"], tokens: int) -> Float[Tensor, "b tokens h w"]:
+    """The attention to each of `tokens`: a host may repeat a text until it is as long as the others of a batch."""
+    return maps.unflatten(1, (-1, tokens)).sum(dim=1) if maps.shape[1] % tokens == 0 else maps
+
+
+def _by_key(parts: Mapping[str, Tensor], keys: Sequence[Any]) -> dict[Any, dict[str, Tensor]]:
+    """Of tensors by name whose rows are those of `keys` one after the other."""
+    return {key: {name: part.chunk(len(keys))[i] for name, part in parts.items()} for i, key in enumerate(keys)}
+
+
+def _at_rest(run: Run) -> Run:
+    """`run` with its tensors on the CPU: a capture may be kept for long."""
+    for kept in (run.rows, run.means):
+        for key, parts in kept.items():
+            kept[key] = {name: part.to("cpu", torch.float32, copy=True) for name, part in parts.items()}
+    run.contexts = {key: context.cpu() for key, context in run.contexts.items()}
+    return run
