@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -36,7 +37,8 @@ NO_LETTER = "\uffff"  # stands in no font
 
 def colours(count: int) -> Float[Tensor, "n 3"]:
     """`count` distinct colours in [0, 1], red first, the same at every call; none is black."""
-    return torch.tensor([colorsys.hsv_to_rgb(i * GOLDEN % 1, 1 - 0.25 * (i // 8 % 2), 1) for i in range(count)])
+    hues = [colorsys.hsv_to_rgb(i * GOLDEN % 1, 1 - 0.25 * (i // 8 % 2), 1) for i in range(count)]
+    return torch.tensor(hues, dtype=torch.float32, device="cpu")
 
 
 def hexadecimal(colour: Float[Tensor, " 3"]) -> str:
@@ -46,7 +48,7 @@ def hexadecimal(colour: Float[Tensor, " 3"]) -> str:
 
 def colour_map(labels: Int[Tensor, "b h w"], count: int) -> Float[Tensor, "b 3 h w"]:
     """Black where the label is 0, else that label's colour."""
-    table = torch.cat([torch.zeros(1, 3), colours(count)]).to(labels.device)
+    table = F.pad(colours(count), (0, 0, 1, 0)).to(labels.device)
     return table[labels].movedim(-1, 1)
 
 

@@ -268,7 +268,7 @@ def _box(maps: Float[Tensor, "c h w"], radius: int) -> Float[Tensor, "c h w"]:
     """Mean over a window of 2 · `radius` + 1, cut off at the picture's edge: running sums, as long for any radius."""
     side, sums = 2 * radius + 1, maps.float().cpu().numpy()
     for axis in (1, 2):
-        places = torch.arange(maps.shape[axis])
+        places = torch.arange(maps.shape[axis], dtype=torch.float32, device="cpu")
         inside = (places + radius).clamp(max=maps.shape[axis] - 1) - (places - radius).clamp(min=0) + 1
         share = (inside / side).numpy()  # of the window, that lies within the picture
         sums = ndimage.uniform_filter1d(sums, side, axis=axis, mode="constant")

@@ -1,7 +1,9 @@
 """Words in, mask out: dear work once in `set_image`, cheap `predict`. Knows hosts and heads by their contracts alone.
 
-Deterministic: the same call on the same machine gives the same bits. The noise comes from a seeded CPU generator and is
-the same field for every image and phrase, so a mask does not depend on what else is in the batch.
+Deterministic: the same call with the same `chunk` and the same number of torch's threads gives the same bits on the
+same machine. Other chunks, batches or numbers of threads add numbers up in another order: logits then differ by some
+1e-5. The noise comes from a seeded CPU generator and is the same field for every image and phrase, so a trained head's
+mask does not depend on what else is asked for; the attention head's phrases compete (`attention.head`).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ NUM_TIMESTEPS = 1000
 @functools.cache
 def alphas_cumprod() -> Float[Tensor, " 1000"]:
     """Products of 1 - beta in float64; betas = linspace(sqrt(0.00085), sqrt(0.012), 1000) squared."""
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, NUM_TIMESTEPS, dtype=torch.float64) ** 2
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, NUM_TIMESTEPS, dtype=torch.float64, device="cpu") ** 2
     return torch.cumprod(1 - betas, dim=0)
 
 
@@ -36,5 +36,7 @@ def add_noise(
 
 
 def seeded_noise(shape: tuple[int, ...], seed: int) -> Float[Tensor, ...]:
-    """Unit normal noise, float32 from a CPU generator of its own: the same on every device. Any int is a seed."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed % 2**64))
+    """Unit normal noise, float32 from a CPU generator of its own: the same on every device and under every default that
+    torch was given. Any int is a seed."""
+    generator = torch.Generator("cpu").manual_seed(seed % 2**64)
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import re
+import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +23,22 @@ SPATIAL_TRANSFORMERS = ("SpatialTransformer", "Transformer2DModel")  # LDM, Comf
 
 LDM_NAME = re.compile(r"(?:^|\.)(?:(input|output)_blocks\.(\d+)|(middle)_block)\.\d+$")
 DIFFUSERS_NAME = re.compile(r"(?:^|\.)(?:(down|up)_blocks\.(\d+)\.attentions\.(\d+)|(mid)_block\.attentions\.0)$")
+
+
+_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+_making_locks = threading.Lock()
+
+
+@contextlib.contextmanager
+def exclusively(module: nn.Module) -> Iterator[None]:
+    """Waits until no other thread reads or changes `module` by this context; the same thread may enter it again.
+
+    Whatever hangs hooks into a host's module, or sets its flags for a pass, does so inside.
+    """
+    with _making_locks:
+        lock = _locks.setdefault(module, threading.RLock())
+    with lock:
+        yield
 
 
 class _Enough(BaseException):
@@ -64,12 +82,15 @@ def watching(
     """Calls `read(name, output)` after each of `modules` ran inside; removes its hooks whatever happens.
 
     With `end_early` the pass stops right after the last of them (and this context swallows what stopped it). Raises
-    TapError for one that never ran. `read` must not keep an output as it is: hosts change them in place.
+    TapError for one that never ran. `read` must not keep an output as it is: hosts change them in place. Passes of
+    other threads are neither read nor stopped.
     """
-    silent = set(modules)
+    silent, reader = set(modules), threading.get_ident()
 
     def hook_for(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if threading.get_ident() != reader:
+                return
             read(name, output)
             silent.discard(name)
             if end_early and not silent:
@@ -112,7 +133,7 @@ def reading(unet: nn.Module, blocks: Sequence[str], end_early: bool = True) -> I
     def read(block: str, output: Any) -> None:
         taps[block] = _tensor(output).detach().clone()  # hosts add to a block's output in place
 
-    with watching(transformers_of(unet, blocks), read, end_early):
+    with exclusively(unet), watching(transformers_of(unet, blocks), read, end_early):
         yield taps
 
 

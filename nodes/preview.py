@@ -70,7 +70,7 @@ def background_of(segmentation: Segmented, image: Any) -> Float[Tensor, "b 3 h w
     """The pictures in [0, 1] at the segmentation's size; grey ones where there are none."""
     count = segmentation.result.logits.shape[0]
     if image is None:
-        return torch.full((count, 3, *segmentation.size), GREY)
+        return torch.full((count, 3, *segmentation.size), GREY, dtype=torch.float32, device="cpu")
     return resize(guide_of(image).cpu(), segmentation.size).clamp(0, 1).expand(count, -1, -1, -1)
 
 

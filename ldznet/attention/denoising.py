@@ -18,7 +18,7 @@ from ..errors import TapError
 from ..images import resize
 from ..schedule import seeded_noise
 from ..shapes import Float
-from ..taps import watching
+from ..taps import exclusively, watching
 from .prompts import STOP_WORDS, bare
 
 LAST = ("conv_out", "out")  # a UNet's last module, in diffusers and in the LDM
@@ -56,7 +56,7 @@ def reading_output(unet: nn.Module) -> Iterator[dict[str, Tensor]]:
     def read(name: str, output: Any) -> None:
         seen["noise"] = output.detach().clone()
 
-    with watching({"the UNet's last layer": last}, read):
+    with exclusively(unet), watching({"the UNet's last layer": last}, read):
         yield seen
 
 
@@ -116,7 +116,7 @@ def _errors(
     parts = []
     for start in range(0, len(texts), MOST_TEXTS):
         given = host.condition(list(texts[start : start + MOST_TEXTS]))
-        steps = torch.full((len(given.context),), timestep, device=latents.device)
+        steps = torch.full((len(given.context),), timestep, dtype=torch.int64, device=latents.device)
         noisy = host.add_noise(latents, noise, steps[:1]).expand(len(steps), -1, -1, -1)
         predicted = host.observe(noisy, steps, given, reading_output)["noise"]
         parts.append((predicted.float() - noise.float()).square().mean(dim=1))

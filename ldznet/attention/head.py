@@ -77,7 +77,8 @@ class AttentionHead(nn.Module):
         self, host: AttentionHost, latents: Tensor, phrases: Sequence[str], timestep: int, seed: int
     ) -> tuple[Float[Tensor, "b p h w"], Float[Tensor, "b p"]]:
         """Logits and scores from passes of the head's own, as few as hold all `phrases`."""
-        config, steps = self.head_config, torch.full((len(latents),), timestep, device=latents.device)
+        config = self.head_config
+        steps = torch.full((len(latents),), timestep, dtype=torch.int64, device=latents.device)
         noise = seeded_noise((1, *latents.shape[1:]), seed).to(latents).expand_as(latents)
         noisy = host.add_noise(latents, noise, steps)
         prompts = prompts_of(phrases, config, host.tokenize)

@@ -26,7 +26,7 @@ def token_maps(
     Each block's map is resized bilinearly and divided by its spatial sum, in this order, so that every map sums to 1
     and the weights mean what they say at any resolution. With `normalised` false they stay attention probabilities.
     """
-    total = torch.zeros(())
+    total = torch.zeros((), dtype=torch.float32, device="cpu")
     for blocks, weight in levels:
         for block in blocks:
             maps = F.interpolate(cross[block], size=size, mode="bilinear", align_corners=False)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..contracts import TapSpec
 from ..errors import TapError
 from ..shapes import Float, Size, tap_size
-from ..taps import transformers_of, watching
+from ..taps import exclusively, transformers_of, watching
 
 CROSS, SELF = "attn2", "attn1"  # their names in every host's transformer blocks
 MOST_SCORES = 2**24  # attention scores held at once, over all heads: 64 MB in float32
@@ -58,7 +58,7 @@ def probabilities(
     """softmax(q k^T / sqrt(d / heads)) in float32, averaged over heads, in chunks of rows: no head's matrix is kept."""
     q, k = (rearrange(x, "b n (heads c) -> b heads n c", heads=heads).float() for x in (query, key))
     batch, _, rows, width = q.shape
-    mean = torch.empty(batch, rows, k.shape[2], device=q.device)
+    mean = torch.empty(batch, rows, k.shape[2], dtype=torch.float32, device=q.device)
     chunk = max(1, most_scores // (batch * heads * k.shape[2]))
     for start in range(0, rows, chunk):
         scores = q[:, :, start : start + chunk] @ k.transpose(2, 3) * width**-0.5
@@ -107,7 +107,7 @@ def reading_attention(
         else:
             found.self_attention[block] = mean
 
-    with watching(modules, read, end_early):
+    with exclusively(unet), watching(modules, read, end_early):
         yield found
 
 

@@ -225,8 +225,9 @@ def _read(archive: zipfile.ZipFile, tensor: StoredTensor, name: str) -> Tensor:
         with archive.open(tensor.storage.member) as member:
             member.seek(tensor.offset * dtype.itemsize)
             data = bytearray(member.read(tensor.span * dtype.itemsize))
-        values = torch.frombuffer(data, dtype=dtype, count=tensor.span) if data else torch.empty(0, dtype=dtype)
-        return values.as_strided(tensor.shape, tensor.stride)
+        if not data:
+            return torch.empty(0, dtype=dtype, device="cpu").as_strided(tensor.shape, tensor.stride)
+        return torch.frombuffer(data, dtype=dtype, count=tensor.span).as_strided(tensor.shape, tensor.stride)
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"Expected the values of {name}, got a damaged file ({error}). Download it again."

@@ -115,8 +115,9 @@ def noun_attention(host: TinyHost, items: Sequence[Item]) -> Tensor:
     latents = torch.cat(list(map(host.encode_image, _batches(items))))
     captions = [item.captions[0] for item in items]
     nouns = [item.phrases[0].split()[-1] for item in items]
-    places = torch.tensor([caption.split().index(noun) + 1 for caption, noun in zip(captions, nouns, strict=True)])
-    timesteps = torch.full((len(items),), ATTENTION_TIMESTEP)
+    of_words = [caption.split().index(noun) + 1 for caption, noun in zip(captions, nouns, strict=True)]
+    places = torch.tensor(of_words, dtype=torch.int64, device="cpu")
+    timesteps = torch.full((len(items),), ATTENTION_TIMESTEP, dtype=torch.int64, device="cpu")
     noisy = host.add_noise(latents, seeded_noise((1, *latents.shape[1:]), 0).expand_as(latents), timesteps)
     blocks = [spec.block for spec in host.specs.values() if spec.stride == ATTENTION_STRIDE]
     size = (latents.shape[2], latents.shape[3])
@@ -124,7 +125,7 @@ def noun_attention(host: TinyHost, items: Sequence[Item]) -> Tensor:
     attention = host.observe(
         noisy, timesteps, conditioning, lambda unet: reading_attention(unet, blocks, (), host.specs, size)
     )
-    return torch.stack(list(attention.cross.values())).mean(0)[torch.arange(len(items)), places]
+    return torch.stack(list(attention.cross.values())).mean(0)[range(len(items)), places]
 
 
 def _grown(mask: Tensor) -> Tensor:
@@ -135,7 +136,7 @@ def _grown(mask: Tensor) -> Tensor:
 
 def _right(namer: Namer, x: Tensor, items: Sequence[Item]) -> tuple[np.ndarray, np.ndarray]:
     """Whether the category and the colour of each item's thing are named, two arrays n."""
-    truth = torch.tensor([labels_of(item.phrases[1]) for item in items])
+    truth = torch.tensor([labels_of(item.phrases[1]) for item in items], dtype=torch.int64, device="cpu")
     found = [torch.stack([y.argmax(1) for y in namer(part)], dim=1) for part in x.split(BATCH)]
     right = (torch.cat(found) == truth).numpy()
     return right[:, 0], right[:, 1]

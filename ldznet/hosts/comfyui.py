@@ -41,7 +41,7 @@ from ..contracts import (
 from ..errors import HostError
 from ..models import LDZNet, TrainedHead
 from ..shapes import PIXELS_PER_LATENT, Float, Int
-from ..taps import extract_taps, spatial_transformers
+from ..taps import exclusively, extract_taps, spatial_transformers
 from ..tinyworld import world
 from .comfyui_capture import calling_into, sampling_into
 from .comfyui_world import TinySD15, patcher
@@ -364,12 +364,13 @@ def _unet(model: Any) -> Any:
 @contextlib.contextmanager
 def _uncompiled(base: Any) -> Iterator[Any]:
     """`base` without the wrapper of `torch.compile`, inside which hooks would not run, around its UNet; gives that."""
-    wrapped = base.diffusion_model
-    try:
-        base.diffusion_model = getattr(wrapped, "_orig_mod", wrapped)
-        yield base.diffusion_model
-    finally:
-        base.diffusion_model = wrapped
+    with exclusively(base):
+        wrapped = base.diffusion_model
+        try:
+            base.diffusion_model = getattr(wrapped, "_orig_mod", wrapped)
+            yield base.diffusion_model
+        finally:
+            base.diffusion_model = wrapped
 
 
 def family_of(model: Any) -> str:

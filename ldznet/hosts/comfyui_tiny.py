@@ -70,7 +70,7 @@ def text_state(text: nn.Module, rows: int) -> dict[str, Tensor]:
     state = dict(text.state_dict())
     table = state[TOKEN_TABLE]
     state[TOKEN_TABLE] = torch.cat([table, table.new_zeros(rows - len(table), table.shape[1])])
-    state["text_projection.weight"] = torch.eye(table.shape[1])
+    state["text_projection.weight"] = torch.eye(table.shape[1], dtype=table.dtype, device=table.device)
     return state
 
 

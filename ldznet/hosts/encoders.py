@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..clip_bpe import CONTEXT_LENGTH, Tokenizer, require_length
 from ..contracts import Conditioning
 from ..shapes import PIXELS_PER_LATENT, Float
+from ..taps import exclusively
 
 POOLED = "pooled"
 
@@ -61,7 +62,7 @@ class OneEncoder:
         """The context of each prompt."""
         (encoder,) = self.encoders
         with evaluating(encoder):
-            return Conditioning(encoder(torch.tensor(self._words.rows(prompts), device=device))[0])
+            return Conditioning(encoder(torch.tensor(self._words.rows(prompts), dtype=torch.int64, device=device))[0])
 
 
 class TwoEncoders:
@@ -76,7 +77,9 @@ class TwoEncoders:
         hidden = []
         for encoder, words in zip(self.encoders, self._words, strict=True):
             with evaluating(encoder):
-                out = encoder(torch.tensor(words.rows(prompts), device=device), output_hidden_states=True)
+                out = encoder(
+                    torch.tensor(words.rows(prompts), dtype=torch.int64, device=device), output_hidden_states=True
+                )
             hidden.append(out.hidden_states[-2])
         return Conditioning(torch.cat(hidden, dim=-1), {POOLED: out[0]})
 
@@ -94,11 +97,13 @@ def added(conditioning: Conditioning, latents: Float[Tensor, "b 4 h w"]) -> dict
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """`module` in evaluation mode inside; every submodule's own training flag is put back whatever happens."""
-    in_training = [m for m in module.modules() if m.training]
-    try:
-        module.eval()
-        yield
-    finally:
-        for m in in_training:
-            m.training = True
+    """`module` in evaluation mode and this thread's alone inside; every submodule's own training flag is put back
+    whatever happens."""
+    with exclusively(module):
+        in_training = [m for m in module.modules() if m.training]
+        try:
+            module.eval()
+            yield
+        finally:
+            for m in in_training:
+                m.training = True

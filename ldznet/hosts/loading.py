@@ -74,7 +74,8 @@ def fill_text_encoder(model: Any, state: Mapping[str, Tensor]) -> None:
     known = model.state_dict()
     fill(model, {name if name in known else _prefixed(model, name): tensor for name, tensor in state.items()})
     embeddings = getattr(model, "text_model", model).embeddings
-    embeddings.position_ids = torch.arange(embeddings.position_ids.shape[-1])[None]  # in no file; was on meta
+    positions = torch.arange(embeddings.position_ids.shape[-1], dtype=torch.int64, device="cpu")
+    embeddings.position_ids = positions[None]  # in no file; was on meta
 
 
 def _prefixed(model: Any, name: str) -> str:

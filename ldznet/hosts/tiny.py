@@ -52,7 +52,8 @@ class TinyHost:
     @torch.no_grad()
     def encode_text(self, phrases: Sequence[str]) -> Float[Tensor, "b 77 d"]:
         """Context of each phrase; over 75 tokens raise InputError with their count."""
-        ids = torch.tensor([self.models.tokenizer.encode(phrase) for phrase in phrases], device=self.device)
+        rows = [self.models.tokenizer.encode(phrase) for phrase in phrases]
+        ids = torch.tensor(rows, dtype=torch.int64, device=self.device)
         return self.models.text(ids.reshape(len(phrases), -1))
 
     def add_noise(

@@ -28,7 +28,7 @@ def sample(
 
     `rescale` in [0, 1]: how far the guided estimate takes on the deviation of the conditional one.
     """
-    timesteps = torch.linspace(NUM_TIMESTEPS - 1, 0, steps).round().long()
+    timesteps = torch.linspace(NUM_TIMESTEPS - 1, 0, steps, dtype=torch.float32, device="cpu").round().long()
     levels = alphas_cumprod()[timesteps]
     x, both = noise, torch.cat([empty, context])
     for i, t in enumerate(timesteps):

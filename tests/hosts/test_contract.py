@@ -6,6 +6,7 @@ A new host is a line in `HOSTS`, built on the weights of `small.unet()`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +178,26 @@ def test_text(host: Host) -> None:
     assert host.encode_text([""]).shape == (1, 77, host.context_dim)
     with pytest.raises(InputError, match="got 80"):
         host.encode_text(["grass", "red " * 80])
+
+
+def test_passes_in_threads_are_those_of_one_after_the_other(host: Host) -> None:
+    """Each with latents and training flags of its own: nobody sees another's pass, and the flags come back."""
+    sizes = [(1, 16, 16), (1, 16, 24), (2, 16, 16), (1, 24, 16)]
+    given = [inputs(host, *size) for size in sizes]
+
+    def taps(one: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> Any:
+        return host.extract(*one, BLOCKS)
+
+    alone = list(map(taps, given))
+    for model in models_of(host).values():
+        model.train()
+    try:
+        with ThreadPoolExecutor(len(given)) as pool:
+            together = [found for _ in range(3) for found in pool.map(taps, given)]
+        assert all(m.training for model in models_of(host).values() for m in model.modules())
+    finally:
+        for model in models_of(host).values():
+            model.eval()
+    for found, expected in zip(together, alone * 3, strict=True):
+        for block in BLOCKS:
+            torch.testing.assert_close(found[block], expected[block], atol=1e-5, rtol=1e-4)
