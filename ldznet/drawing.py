@@ -87,9 +87,9 @@ def contrasting(pictures: Float[Tensor, "b 3 h w"], masks: Float[Tensor, "b p h 
         distances = [_distance(candidates, other[None])[:, 0] for other in chosen]
         if len(covered):
             distances.append(_distance(candidates, covered).mean(dim=1))
-        nearest = torch.stack(distances).amin(dim=0) if distances else torch.zeros(len(candidates))
+        nearest = torch.stack(distances).amin(dim=0) if distances else candidates.new_zeros(len(candidates))
         chosen.append(candidates[nearest.argmax()])
-    return torch.stack(chosen) if chosen else torch.zeros(0, 3)
+    return torch.stack(chosen) if chosen else candidates[:0]
 
 
 def with_legend(
@@ -128,7 +128,7 @@ def _painted(pictures: Float[Tensor, "b 3 h w"], alpha: Float[Tensor, "b h w"], 
 
 def _against(hue: Float[Tensor, " 3"]) -> Float[Tensor, " 3"]:
     """Black or white: which of them is further from a colour."""
-    ends = torch.tensor([[0.0] * 3, [1.0] * 3])
+    ends = torch.tensor([[0.0] * 3, [1.0] * 3], dtype=torch.float32, device="cpu")
     return ends[_distance(ends, hue[None].cpu().float())[:, 0].argmax()].to(hue)
 
 

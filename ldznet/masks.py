@@ -139,7 +139,7 @@ def joined(parts: Sequence[Piece]) -> Piece:
     """Several pieces of one image, at least one, as one in a box around all."""
     left, top = min(part.left for part in parts), min(part.top for part in parts)
     right, bottom = max(part.right for part in parts), max(part.bottom for part in parts)
-    mask = torch.zeros(bottom - top, right - left, dtype=torch.bool)
+    mask = torch.zeros(bottom - top, right - left, dtype=torch.bool, device="cpu")
     for part in parts:
         mask[part.top - top : part.bottom - top, part.left - left : part.right - left] |= part.mask
     return Piece(left, top, right, bottom, mask, sum(part.area for part in parts))
