@@ -1,4 +1,4 @@
-"""The direction of imports, kept by reading every file: style.md's rules, in one table."""
+"""The direction of imports, kept by reading every file: the rules in one table."""
 
 from __future__ import annotations
 

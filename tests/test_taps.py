@@ -196,7 +196,7 @@ def test_taps_carry_no_gradient() -> None:
 
 
 def test_the_truncated_pass_costs_half() -> None:
-    """Multiply-adds at full size and 384 px, against method.md section 6: 211.5 and 109.3 G, 52 %."""
+    """Multiply-adds at full size and 384 px, as docs/cost.md has them: 211.5 and 109.3 G, 52 %."""
     with torch.device("meta"):
         unet = UNet(UNetConfig())
         given = torch.zeros(1, 4, 48, 48), torch.zeros(1, dtype=torch.int64), torch.zeros(1, 77, 768)

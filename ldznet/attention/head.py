@@ -109,7 +109,7 @@ def read_prompt(
     prompt: Prompt,
     config: AttentionConfig,
 ) -> Found:
-    """One pass for all phrases of `prompt`: the recipe of method.md section 7, steps 2 to 5."""
+    """One pass for all phrases of `prompt`: steps 2 to 4 of the README beside this file."""
     size = (latents.shape[2], latents.shape[3])
     return found_in(attend(host, latents, timesteps, prompt, config), prompt, config, host.specs, size)
 

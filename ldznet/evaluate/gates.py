@@ -1,4 +1,4 @@
-"""The three gates of the tiny world: before any head is judged, the models below it must know what they show.
+"""The gates of the tiny world: before any head is judged, the models below it must know what they show.
 
 1. The VAE keeps what matters: PSNR, and a probe that names the thing from its latents. 2. The LDM draws what it is
 told: a classifier finds the captioned category. 3. It knows where: a noun's cross-attention peaks on its thing.

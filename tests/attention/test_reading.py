@@ -124,7 +124,7 @@ def test_it_tells_the_last_layer_from_the_mean_of_all(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("architecture", unets.ARCHITECTURES)
 def test_the_published_places(architecture: str) -> None:
-    """method.md section 7: SD's and SDXL's blocks, named by downsampling."""
+    """SD's and SDXL's blocks as iSeg and GoCA name them, by downsampling."""
     config, specs = CONFIGS[architecture], tap_specs(unets.unet(architecture))
     found = [blocks_at(places, specs) for places in (config.coarse, config.fine, config.self_attention)]
     sd = [("input.7", "input.8", "output.3", "output.4", "output.5"), ("input.5", "output.6", "output.7")]
