@@ -12,6 +12,7 @@ from .errors import InputError
 from .shapes import Bool, Float, Size
 
 MOST_BYTES = 4 * 1024**3
+LEAST_SHARE = 0.001  # of a picture, that is given in figures
 UNCALIBRATED = "this head cannot tell absent phrases: compare scores with each other, and look at the masks"
 
 
@@ -39,11 +40,20 @@ class Segmentation:
         """Whether each phrase is in each image."""
         return self.scores >= self.found_threshold
 
-    def state(self, image: int, phrase: int) -> str:
-        """ "found" or "not found"; "found?" where scores are not calibrated, since nothing counts as absent there."""
-        if not self.calibrated:
-            return "found?"
-        return "found" if self.found[image, phrase] else "not found"
+    def state(self, image: int, phrase: int, share: float | None = None) -> str:
+        """What every line and legend says of a phrase, whose mask covers `share` (0 .. 1) of the picture.
+
+        "found" or "not found"; "found?" where scores are not calibrated, since nothing counts as absent there. With a
+        share "found, 12.3 %", or "nothing over the threshold" where the score says found and the mask is empty.
+        """
+        if self.calibrated and not self.found[image, phrase]:
+            return "not found"
+        found = "found" if self.calibrated else "found?"
+        if share is None:
+            return found
+        if share == 0:
+            return "nothing over the threshold"
+        return f"{found}, {100 * share:.1f} %" if share >= LEAST_SHARE else f"{found}, under {100 * LEAST_SHARE} %"
 
     def score_text(self, image: int, phrase: int) -> str:
         """ "score 0.98", or "score 0.50 (not calibrated)": every page, line and legend that shows a score says this."""

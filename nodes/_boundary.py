@@ -18,8 +18,6 @@ from ..ldznet.errors import InputError, LDZNetError
 from ..ldznet.segmentation import Segmentation
 from ..ldznet.shapes import PIXELS_PER_LATENT, Float, Size
 
-LEAST_SHARE = 0.001  # of the picture, that a report gives in figures
-
 
 @dataclass(frozen=True)
 class Segmented:
@@ -78,18 +76,6 @@ class Segmented:
     def soft(self) -> Float[Tensor, "b p h w"]:
         """The probabilities, zeros for a phrase that was not found."""
         return self.probabilities() * self.result.found[:, :, None, None]
-
-    def state(self, image: int, phrase: int, share: float) -> str:
-        """What a report or legend says of a phrase whose mask covers `share` (0 .. 1) of the picture.
-
-        "found, 12.3 %", "not found", or "nothing over the threshold" where the score says found and the mask is empty.
-        """
-        if not self.result.found[image, phrase]:
-            return self.result.state(image, phrase)
-        if share == 0:
-            return "nothing over the threshold"
-        percent = f"{100 * share:.1f} %" if share >= LEAST_SHARE else f"under {100 * LEAST_SHARE} %"
-        return f"{self.result.state(image, phrase)}, {percent}"
 
 
 @contextlib.contextmanager

@@ -77,7 +77,7 @@ def background_of(segmentation: Segmented, image: Any) -> Float[Tensor, "b 3 h w
 def legend(segmentation: Segmented, image: int, areas: Float[Tensor, " p"]) -> list[str]:
     """A line per phrase: its share of the picture, or that it was not found, and its score."""
     result = segmentation.result
-    states = [segmentation.state(image, i, float(area)) for i, area in enumerate(areas)]
+    states = [result.state(image, i, float(area)) for i, area in enumerate(areas)]
     return [
         f"{p}: {s}, {result.score_text(image, i)}" for i, (p, s) in enumerate(zip(result.phrases, states, strict=True))
     ]

@@ -272,7 +272,7 @@ def report(segmentation: Segmented, masks: Float[Tensor, "b p h w"]) -> str:
     result, lines = segmentation.result, []
     for b in range(masks.shape[0]):
         for p, phrase in enumerate(result.phrases):
-            state = segmentation.state(b, p, float(masks[b, p].mean())).replace("%", "% of the picture")
+            state = result.state(b, p, float(masks[b, p].mean())).replace("%", "% of the picture")
             lines.append(f'image {b + 1}, "{phrase}": {state}, {result.score_text(b, p)}')
     return "\n".join([*lines, *filter(None, [result.caveat]), *result.hints, *segmentation.notes])
 

@@ -94,7 +94,12 @@ def test_what_is_said_of_a_score_says_whether_it_means_something() -> None:
     sure = Segmentation(torch.zeros(1, 2, 2, 2), ("a dog", "a cat"), (2, 2), scores)
     assert [sure.state(0, 0), sure.state(0, 1)] == ["found", "not found"]
     assert [sure.score_text(0, 0), sure.caveat] == ["score 0.98", ""]
+    assert [sure.state(0, 0, share) for share in (0.123, 0.0004, 0)] == [
+        *("found, 12.3 %", "found, under 0.1 %", "nothing over the threshold")
+    ]
+    assert sure.state(0, 1, 0.123) == "not found"
     unsure = dataclasses.replace(sure, found_threshold=0.0, calibrated=False)
     assert [unsure.state(0, 0), unsure.state(0, 1)] == ["found?", "found?"]
+    assert unsure.state(0, 1, 0.123) == "found?, 12.3 %"
     assert unsure.score_text(0, 1) == "score 0.02 (not calibrated)"
     assert "cannot tell absent phrases" in unsure.caveat

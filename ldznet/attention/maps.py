@@ -1,4 +1,4 @@
-"""From attention to maps of phrases: pure tensor functions, each a step of iSeg's recipe or of GoCA's. Imports shapes alone."""
+"""From attention to maps of phrases: pure tensor functions, steps of iSeg's recipe or GoCA's. Imports shapes alone."""
 
 from __future__ import annotations
 

@@ -8,16 +8,18 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
-from ..images import to_bytes
+from .. import drawing
+from ..images import Picture
 from ..phrases import Phrase
 from ..segmentation import Segmentation
 from ..shapes import Bool
 from .results import results
-from .sheet import overlay
 
 OVERLAY = "overlay.png"
+MOST_SIDE = 2048  # pixels of an overlay: it is there to be looked at
 MODELS = "a diffusers folder, or a .safetensors or .ckpt of SD 1.x, SD 2.x or SDXL"
 TOY = (
     "tiny is a toy model: it knows drawings of its own tiny world alone, and what it finds in any other picture means "
@@ -46,12 +48,31 @@ def write_masks(
     with results(out, facts) as save:
         for name, mask in zip(files, masks, strict=False):
             save(name, Image.fromarray(mask.astype(np.uint8) * 255))
-        save(OVERLAY, Image.fromarray(overlay(to_bytes(picture), masks)))
-    lines = [
-        f"{out / name}: {phrase}, {result.state(0, i)}, {result.score_text(0, i)}, {masks[i].mean():.1%} of the image"
-        for i, (name, phrase) in enumerate(zip(files, result.phrases, strict=False))
-    ]
+        save(OVERLAY, overlay(picture, masks, remarks(result, masks), result.caveat))
+    said = remarks(result, masks)
+    lines = [f"{out / name}: {remark}" for name, remark in zip(files, said, strict=False)]
     return [*lines, f"{out / OVERLAY}: all of them"]
+
+
+def remarks(result: Segmentation, masks: Bool[np.ndarray, "p h w"]) -> list[str]:
+    """A line for each phrase of the first image: is it there, how much of the picture, how sure."""
+    return [
+        f"{phrase}: {result.state(0, i, float(mask.mean()))}, {result.score_text(0, i)}"
+        for i, (phrase, mask) in enumerate(zip(result.phrases, masks, strict=True))
+    ]
+
+
+def overlay(picture: Image.Image, masks: Bool[np.ndarray, "p h w"], lines: Sequence[str], note: str) -> Image.Image:
+    """The picture with its masks in colours and their legend, `lines` and below them `note`; at most MOST_SIDE pixels a
+    side."""
+    height, width = masks.shape[1:]
+    scale = min(1.0, MOST_SIDE / max(height, width))
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    shown = Picture.of(picture).at(size).clamp(-1, 1) / 2 + 0.5
+    small = F.interpolate(torch.from_numpy(masks)[None].float(), size=size, mode="nearest-exact")
+    hues = drawing.contrasting(shown, small)
+    page = drawing.with_legend(drawing.overlay(shown, small, hues=hues)[0], lines, hues, [note] if note else [])
+    return Image.fromarray((page.movedim(0, -1) * 255).round().byte().numpy())
 
 
 def entry(result: Segmentation, phrase: int, mask: Bool[np.ndarray, "h w"], file: str) -> dict[str, Any]:

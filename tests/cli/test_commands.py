@@ -55,7 +55,7 @@ def test_masks_that_are_too_many_at_once_are_written_one_by_one(
     logits = torch.stack([torch.full((8, 8), 5.0), torch.full((8, 8), -5.0)])[None]
     result = Segmentation(logits, ("all", "nothing"), (16, 16), torch.ones(1, 2))
     lines = write_masks(Image.new("RGB", (16, 16)), result, 0.5, tmp_path)
-    assert ["100.0% of" in lines[0], "0.0% of" in lines[1]] == [True, True]
+    assert ["found, 100.0 %" in lines[0], "nothing over the threshold" in lines[1]] == [True, True]
     assert len(list(tmp_path.iterdir())) == 4
 
 

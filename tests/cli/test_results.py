@@ -34,8 +34,8 @@ def there(folder: Path) -> list[str]:
 def test_what_result_json_says(tmp_path: Path) -> None:
     found = result("a cat.", "the dog", scores=torch.tensor([[0.98, 0.125]]), hints=("a hint",))
     lines = write_masks(PICTURE, found, 0.5, tmp_path, {"model": "tiny"})
-    assert lines[0] == f"{tmp_path / '00_a_cat.png'}: a cat., found, score 0.98, 12.5% of the image"
-    assert lines[1] == f"{tmp_path / '01_the_dog.png'}: the dog, not found, score 0.12, 0.0% of the image"
+    assert lines[0] == f"{tmp_path / '00_a_cat.png'}: a cat.: found, 12.5 %, score 0.98"
+    assert lines[1] == f"{tmp_path / '01_the_dog.png'}: the dog: not found, score 0.12"
     about = json.loads((tmp_path / "result.json").read_text())
     assert about["phrases"] == [
         {
@@ -55,7 +55,7 @@ def test_what_result_json_says(tmp_path: Path) -> None:
 
 def test_scores_that_mean_nothing_are_shown_as_such(tmp_path: Path) -> None:
     lines = write_masks(PICTURE, result("a cat", found_threshold=0.0, calibrated=False), 0.5, tmp_path)
-    assert lines[0].endswith("a cat, found?, score 1.00 (not calibrated), 12.5% of the image")
+    assert lines[0].endswith("a cat: found?, 12.5 %, score 1.00 (not calibrated)")
     (said,) = json.loads((tmp_path / "result.json").read_text())["phrases"]
     assert (said["found"], said["calibrated"], said["score"]) == (None, False, 1.0)
 

@@ -83,7 +83,7 @@ def test_the_report_says_found_only_where_there_is_a_mask(nodes: ModuleType, seg
     ]
     alone = dataclasses.replace(given, result=given.result.select([1, 2]))
     assert running.execute(nodes, "LDZNetInnerMasks", **{**inner, "segmentation": [alone]})[2] is False
-    assert given.state(0, 0, 0.0004) == "found, under 0.1 %"
+    assert given.result.state(0, 0, 0.0004) == "found, under 0.1 %"
 
 
 def place(mask: torch.Tensor) -> tuple[int, int, int, int]:
