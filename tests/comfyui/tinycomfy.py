@@ -83,6 +83,8 @@ class ModelSampling:
 class BaseModel(nn.Module):
     """A UNet that predicts the noise, with its schedule."""
 
+    latent_format = SimpleNamespace(latent_channels=4)
+
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.model_config, self.model_sampling = config, ModelSampling()
