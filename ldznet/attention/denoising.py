@@ -75,7 +75,7 @@ def gains(
     Mean over `timesteps`, one noise each; `latents` are clean. For models that predict the noise (epsilon).
     """
     errors, rows = text_errors(host, latents, opening, phrases, timesteps, seed, rivals)
-    return torch.stack([least_gain(errors, own, others) for own, others in rows], dim=1)
+    return torch.stack([least_gain(errors, row, of_rivals) for row, of_rivals in rows], dim=1)
 
 
 def text_errors(
@@ -89,8 +89,8 @@ def text_errors(
 ) -> tuple[Float[Tensor, "b t n h w"], list[tuple[int, list[int]]]]:
     """Squared errors of the noise predicted under n texts, and each phrase's row among them and those of its rivals."""
     asked = [(f"{opening} {phrase}", rivals(opening, phrase)) for phrase in phrases]
-    texts = list(dict.fromkeys(text for own, others in asked for text in (own, *others)))
-    rows = [(texts.index(own), [texts.index(other) for other in others]) for own, others in asked]
+    texts = list(dict.fromkeys(text for phrased, others in asked for text in (phrased, *others)))
+    rows = [(texts.index(phrased), [texts.index(other) for other in others]) for phrased, others in asked]
     noises = [seeded_noise((1, *latents.shape[1:]), seed + i).to(latents) for i in range(len(timesteps))]
     errors = [
         torch.stack([_errors(host, z[None], n, texts, t) for n, t in zip(noises, timesteps, strict=True)])
@@ -100,13 +100,13 @@ def text_errors(
 
 
 def least_gain(
-    errors: Float[Tensor, "b t n h w"], own: int, others: Sequence[int], where: Float[Tensor, "b h w"] | None = None
+    errors: Float[Tensor, "b t n h w"], row: int, others: Sequence[int], where: Float[Tensor, "b h w"] | None = None
 ) -> Float[Tensor, " b"]:
     """The share of the error that a text's is below its hardest rival's, mean over t; weighted by `where` if given."""
     if where is not None:
         errors = errors * resize(where[:, None], (errors.shape[3], errors.shape[4]))[:, None]
     sums = errors.sum(dim=(3, 4))
-    return (1 - sums[:, :, [own]] / sums[:, :, list(others)]).mean(dim=1).amin(dim=1)
+    return (1 - sums[:, :, [row]] / sums[:, :, list(others)]).mean(dim=1).amin(dim=1)
 
 
 def _errors(

@@ -49,9 +49,9 @@ def prompts_of(phrases: Sequence[str], config: AttentionConfig, tokenize: Tokeni
             continue
         taken = _length([phrase], config, tokenize)
         if taken > MOST_TOKENS:
-            own = len(tokenize(phrase))
+            alone = len(tokenize(phrase))
             raise InputError(
-                f'Expected at most {MOST_TOKENS - taken + own} tokens, got {own}: shorten "{phrase[:40]}…".'
+                f'Expected at most {MOST_TOKENS - taken + alone} tokens, got {alone}: shorten "{phrase[:40]}…".'
             )
         groups.append([phrase])
     return [_prompt(group, config, tokenize) for group in groups]

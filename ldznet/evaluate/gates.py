@@ -145,8 +145,8 @@ def _right(namer: Namer, x: Tensor, items: Sequence[Item]) -> tuple[np.ndarray, 
 def _by_domain(right: np.ndarray, items: Sequence[Item]) -> dict[str, float]:
     """Share of right ones per domain that the caption names; "none" where it names no domain."""
     names = {prefix: domain for domain, prefix in PREFIXES.items()}
-    said = [next((d for p, d in names.items() if item.captions[0].startswith(p)), "none") for item in items]
-    return {name: float(right[np.array(said) == name].mean()) for name in sorted(set(said))}
+    domains = [next((d for p, d in names.items() if item.captions[0].startswith(p)), "none") for item in items]
+    return {name: float(right[np.array(domains) == name].mean()) for name in sorted(set(domains))}
 
 
 def _batches(items: Sequence[Item]) -> list[Tensor]:

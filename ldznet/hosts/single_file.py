@@ -133,8 +133,8 @@ def _from_open_clip(state: Mapping[str, Tensor], layers: int) -> Iterator[tuple[
         layer = LAYER.match(name)
         if layer and int(layer[1]) >= layers:
             continue
-        for theirs, ours in OPEN_CLIP:
-            name = name.replace(theirs, ours)
+        for open_clip, transformers in OPEN_CLIP:
+            name = name.replace(open_clip, transformers)
         if ".in_proj_" in name:
             before, _, kind = name.partition("in_proj_")
             yield from ((f"{before}{x}_proj.{kind}", part) for x, part in zip("qkv", tensor.chunk(3), strict=True))

@@ -35,8 +35,8 @@ def sample(
         batch = t.expand(2 * len(x)).to(x.device)
         free, conditional = unet(torch.cat([x, x]), batch, both).chunk(2)
         a = float(levels[i])
-        told, clean = (_clean(x, eps, a) for eps in (conditional, free + guidance * (conditional - free)))
-        clean = clean * (1 - rescale + rescale * _deviation(told) / _deviation(clean))
+        captioned, clean = (_clean(x, eps, a) for eps in (conditional, free + guidance * (conditional - free)))
+        clean = clean * (1 - rescale + rescale * _deviation(captioned) / _deviation(clean))
         eps = (x - a**0.5 * clean) / (1 - a) ** 0.5
         after = float(levels[i + 1]) if i + 1 < steps else 1.0
         x = after**0.5 * clean + (1 - after) ** 0.5 * eps

@@ -78,7 +78,7 @@ def scene(
     looks, layers, backdrop = _graph(seed, size, things, tuple(c for c in CATEGORIES if only is None or c in only))
     labels = _labels(layers, size)
     image = render(domain, backdrop, layers, _stream(seed, RENDERING, DOMAINS.index(domain)))
-    return _told(image, _things(looks, labels), _stuff_masks(backdrop, labels < 0), domain, seed)
+    return _with_words(image, _things(looks, labels), _stuff_masks(backdrop, labels < 0), domain, seed)
 
 
 def _check(seed: int, domain: str | None, size: int, things: int | None, only: Collection[str] | None) -> None:
@@ -245,7 +245,9 @@ def _stuff_masks(backdrop: Backdrop, free: np.ndarray) -> dict[str, np.ndarray]:
     return {name: area for name, area in zip(backdrop.stuff, areas, strict=False) if area.any()}
 
 
-def _told(image: np.ndarray, things: tuple[Thing, ...], stuff: dict[str, np.ndarray], domain: str, seed: int) -> Scene:
+def _with_words(
+    image: np.ndarray, things: tuple[Thing, ...], stuff: dict[str, np.ndarray], domain: str, seed: int
+) -> Scene:
     """The scene with its phrases and caption."""
     masks = {
         phrase: np.logical_or.reduce([thing.mask for thing in matching(things, phrase)])

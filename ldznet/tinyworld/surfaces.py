@@ -312,8 +312,8 @@ def _painting(backdrop: Backdrop, layers: Sequence[Layer], rng: np.random.Genera
     for i, layer in enumerate(layers):
         owner[layer.window][layer.sprite.coverage > 0.5] = i + 2
     dab = canvas[rows, columns]
-    own = (owner[rows, columns] == owner) & (np.abs(dab - canvas).max(-1) < 60)
-    painted = np.where(own[..., None], dab, canvas)
+    kept = (owner[rows, columns] == owner) & (np.abs(dab - canvas).max(-1) < 60)
+    painted = np.where(kept[..., None], dab, canvas)
     painted += rng.normal(0, 6, (size * size // 8, 3)).astype(np.float32)[number]
     weave = (np.arange(size) % 2 * 3 - 1.5).astype(np.float32)
     return painted + (weave[:, None] * weave[None] / 1.5)[..., None]

@@ -59,8 +59,8 @@ class Segmenting(nn.Module):
         loss = pixels + DICE_WEIGHT * dice + WORDS_WEIGHT * named
         figures = {"pixels": pixels.detach(), "dice": dice.detach(), "words": named.detach()}
         if presence is not None:
-            said = F.binary_cross_entropy_with_logits(presence, present)
-            loss, figures["presence"] = loss + PRESENCE_WEIGHT * said, said.detach()
+            presence_loss = F.binary_cross_entropy_with_logits(presence, present)
+            loss, figures["presence"] = loss + PRESENCE_WEIGHT * presence_loss, presence_loss.detach()
         return loss, figures
 
 

@@ -40,13 +40,13 @@ class Reading(nn.Module):
         states = self.text(ids)
         ended = (ids == ids[:, -1:]).cumsum(1) > 1  # the padding repeats the token of the end
         cosines = F.normalize(states, dim=-1) @ F.normalize(self.prototypes, dim=-1).T
-        own = F.cross_entropy((cosines / TEMPERATURE)[~ended], ids[~ended])
+        same = F.cross_entropy((cosines / TEMPERATURE)[~ended], ids[~ended])
         before = [
             F.cross_entropy(read(states[:, n:])[~ended[:, n:]], ids[:, :-n][~ended[:, n:]])
             for n, read in enumerate(self.before, 1)
         ]
-        loss = own + torch.stack(before).sum()
-        figures = {"own": own.detach(), "before": before[0].detach(), "before that": before[1].detach()}
+        loss = same + torch.stack(before).sum()
+        figures = {"own": same.detach(), "before": before[0].detach(), "before that": before[1].detach()}
         (former,) = self.frozen
         if former:
             moved = ((states - former(ids)) ** 2).mean()
