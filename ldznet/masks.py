@@ -37,23 +37,12 @@ def grow(mask: Float[Tensor, "b h w"], pixels: int, check: Check = never) -> Flo
 
     Each pixel takes the highest value within the disc, so a soft mask, grown and then cut at a threshold, is the mask
     cut at that threshold and then grown. What lies beyond the picture's edge neither grows into it nor eats it away.
-    For each row of the disc two shifted maxima over a power of two of pixels make the maximum over that row's length.
     """
     if pixels < 0:
         return -grow(-mask, -pixels, check)
-    height, width = mask.shape[1:]
-    pad, grown = min(pixels, width - 1), mask.clone()
-    runs, length = F.pad(mask, (pad, pad), value=-math.inf), 1  # at x the maximum over `length` pixels from x on
-    for dy in range(min(pixels, height - 1), -1, -1):  # rows of the disc, from its top to its middle: ever longer
-        check()
-        half = min(math.isqrt(pixels**2 - dy**2), width - 1)
-        while 2 * length <= 2 * half + 1:
-            runs, length = torch.maximum(runs[..., :-length], runs[..., length:]), 2 * length
-        first, last = pad - half, pad + half + 1 - length
-        row = torch.maximum(runs[..., first : first + width], runs[..., last : last + width])
-        above, below = grown[:, : height - dy], grown[:, dy:]
-        torch.maximum(above, row[:, dy:], out=above)
-        torch.maximum(below, row[:, : height - dy], out=below)
+    grown = mask.clone()
+    for image in grown:  # one at a time: the memory of one
+        image.copy_(_dilated(image, pixels, check))
     return grown
 
 
@@ -192,6 +181,28 @@ def label_map(probabilities: Float[Tensor, "b p h w"], threshold: float = 0.5) -
         raise InputError("Expected at least one phrase to label, got none.")
     best, index = probabilities.max(dim=1)
     return torch.where(best > threshold, index + 1, 0)
+
+
+def _dilated(mask: Float[Tensor, "h w"], pixels: int, check: Check) -> Float[Tensor, "h w"]:
+    """The highest value within a disc.
+
+    The maximum over a row of the disc is that of two maxima over a power of two of pixels, which start at its two ends
+    and overlap; that power doubles as the rows get longer, so each row costs three passes over the mask at any radius.
+    """
+    height, width = mask.shape
+    pad, grown = min(pixels, width - 1), mask.clone()
+    runs, length = F.pad(mask, (pad, pad), value=-math.inf), 1  # at x the maximum over `length` pixels from x on
+    for dy in range(min(pixels, height - 1), -1, -1):  # from the disc's top to its middle
+        check()
+        half = min(math.isqrt(pixels**2 - dy**2), width - 1)
+        while 2 * length <= 2 * half + 1:
+            runs, length = torch.maximum(runs[:, :-length], runs[:, length:]), 2 * length
+        first, last = pad - half, pad + half + 1 - length
+        row = torch.maximum(runs[:, first : first + width], runs[:, last : last + width])
+        above, below = grown[: height - dy], grown[dy:]
+        torch.maximum(above, row[dy:], out=above)
+        torch.maximum(below, row[: height - dy], out=below)
+    return grown
 
 
 def _blurred(

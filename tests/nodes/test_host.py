@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.host
 ALL = sorted((host.ROOT / "workflows").glob("*.json"))
 WORKFLOWS = [path for path in ALL if "LDZNetTinyWorld" in path.read_text(encoding="utf-8")]  # others need a checkpoint
 SCALE = 0.18215
+OPERATIONS_OFF = {"fill_holes": False, "drop_specks": 0, "grow": 0, "feather": 0}
 CAPTIONS = [
     "",
     "a red star",
@@ -185,6 +187,79 @@ def test_masks_have_the_picture_s_size(server: host.Server, height: int, width: 
     prompt["sa"], prompt["sb"] = graphs.save(["a", 0], "a"), graphs.save(["b", 0], "b")
     run(server, prompt)
     assert server.saved("a")[0].shape == server.saved("b")[0].shape == (2, height, width)
+
+
+@pytest.mark.parametrize("mode", ["threshold", "soft"])
+def test_a_photograph_is_the_frame_of_what_was_encoded_of_it(server: host.Server, mode: str) -> None:
+    """203 x 301: VAE Encode leaves 200 x 296 from (1, 2) on, which Segment by Text gets as a latent alone."""
+    prompt = {
+        **graphs.base(),
+        "picture": graphs.node("EmptyImage", width=301, height=203, batch_size=1, color=0x3060C0),
+    }
+    prompt["latent"] = graphs.node("VAEEncode", pixels=["picture", 0], vae=["world", 2])
+    prompt["segment"] = graphs.segment("sky\nwater\nsand\nsnow")
+    plain = {**OPERATIONS_OFF, "phrases": "", "mode": mode, "threshold": 0.3}
+    link = {"segmentation": ["segment", 2], **plain}
+    prompt["cut"] = graphs.node("LDZNetMask", **link, refine="none")
+    prompt["framed"] = graphs.node("LDZNetMask", **link, refine="none", image=["picture", 0])
+    prompt["refined"] = graphs.node("LDZNetMask", **link, refine="guided filter", image=["picture", 0], invert=True)
+    prompt["overlay"] = graphs.node(
+        "LDZNetPreview", segmentation=["segment", 2], threshold=0.3, opacity=0.6, image=["picture", 0]
+    )
+    names = ("cut", "framed", "refined", "overlay")
+    prompt |= {f"save {name}": graphs.save([name, 0], name) for name in names}
+    run(server, prompt)
+    cut, framed, refined, overlay = (server.saved(name)[0] for name in names)
+    assert cut.shape == (1, 200, 296)
+    assert cut.any()
+    assert framed.shape == refined.shape == (1, 203, 301)
+    assert overlay.shape == (1, 203, 301, 3)
+    assert torch.equal(framed[:, 1:201, 2:298], cut)
+    prompt["other"] = graphs.node("EmptyImage", width=400, height=300, batch_size=1, color=0)
+    prompt["framed"]["inputs"]["image"] = ["other", 0]
+    assert re.search(r"of that aspect, got 300 x 400\..*\(socket: image\)", error(server, prompt))
+    prompt["framed"]["inputs"]["image"] = ["picture", 0]
+    prompt["segment"]["inputs"]["image"] = ["other", 0]
+    assert re.search(r"of 200 x 296 .* got 300 x 400\..*\(socket: image\)", error(server, prompt))
+
+
+def test_a_composite_by_a_soft_mask_is_the_picture_outside(server: host.Server) -> None:
+    prompt = {**graphs.sampled(seed=3, steps=20), "segment": graphs.segment("a red star")}
+    prompt["picture"] = graphs.node("VAEDecode", samples=["latent", 0], vae=["world", 2])
+    prompt["other"] = graphs.node("EmptyImage", width=128, height=128, batch_size=1, color=0x00FFFF)
+    settings = {**OPERATIONS_OFF, "phrases": "", "mode": "soft", "threshold": 0.5}
+    prompt["mask"] = graphs.node("LDZNetMask", segmentation=["segment", 2], refine="none", **settings)
+    places = {"destination": ["picture", 0], "source": ["other", 0], "mask": ["mask", 0]}
+    prompt["composite"] = graphs.node("ImageCompositeMasked", **places, x=0, y=0, resize_source=False)
+    names = ("picture", "mask", "composite")
+    prompt |= {f"save {name}": graphs.save([name, 0], name) for name in names}
+    run(server, prompt)
+    before, mask, after = (server.saved(name)[0] for name in names)
+    assert (mask == 0).float().mean() > 0.5
+    assert (mask == 1).any()
+    assert torch.equal(after[mask == 0], before[mask == 0])
+
+
+def test_growing_a_large_mask_can_be_cancelled(server: host.Server) -> None:
+    """And takes seconds, not minutes, where it is not."""
+    prompt = {**graphs.sampled(8, seed=3), "segment": graphs.segment("a red star")}
+    prompt["large"] = graphs.node("EmptyImage", width=2048, height=2048, batch_size=1, color=0)
+    settings = {"phrases": "", "mode": "soft", "threshold": 0.5, "refine": "none", **OPERATIONS_OFF}
+    place = {"segmentation": ["segment", 2], "image": ["large", 0]}
+    prompt["mask"] = graphs.node("LDZNetMask", **{**place, **settings, "grow": 512, "feather": 512})
+    prompt["save"] = graphs.save(["mask", 0], "mask")
+    messages = host.Messages(server)
+    posted = server.post("/prompt", {"prompt": prompt, "client_id": server.client})
+    while messages.until("executing")[-1]["data"]["node"] != "mask":
+        pass
+    time.sleep(1)
+    start = time.monotonic()
+    server.post("/interrupt", {})
+    entry = server.wait_for(posted["prompt_id"])
+    messages.close()
+    assert time.monotonic() - start < 6
+    kinds = [kind for kind, _ in entry["status"]["messages"]]
+    assert "execution_interrupted" in kinds
 
 
 def test_text_is_read_from_the_last_layer_with_brackets_as_letters(server: host.Server) -> None:
