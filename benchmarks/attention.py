@@ -75,7 +75,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--scenes", type=int, default=100, help="of each kind (default: 100)")
     parser.add_argument("--weights", type=Path, default=world.WEIGHTS, help="folder of the tiny world's models")
     parser.add_argument("--test", choices=TESTS, default="T0", help="of ablate: photo scenes, or the other renderings")
-    parser.add_argument("--only", default="", help="variants whose name contains this")
+    parser.add_argument("--only", default="", help="variants, or ways of compare, whose name contains this")
     parser.add_argument("--json", type=Path, help="write the figures here")
     given = parser.parse_args()
     if given.scenes < 1:
@@ -311,7 +311,7 @@ def measure_presence(host: TinyHost, count: int) -> Iterator[tuple[str, dict[str
     yield "all in one logistic regression", by_kind(combined(chosen, tested), tested)
 
 
-def compare(host: TinyHost, count: int) -> Iterator[tuple[str, dict[str, float]]]:
+def compare(host: TinyHost, count: int, only: str) -> Iterator[tuple[str, dict[str, float]]]:
     """Photo scenes (T0) and the other domains (T3): the head, the trained heads, and what never looks."""
     head = Predictor(host, load_head("attention"))
     ways: dict[str, Callable[[], Segment]] = {
@@ -327,7 +327,8 @@ def compare(host: TinyHost, count: int) -> Iterator[tuple[str, dict[str, float]]
     for test in TESTS:
         items = drawn(test, count, TEST)
         for name, way in ways.items():
-            yield f"{test}: {name}", summary(run(way(), items))
+            if only in name:
+                yield f"{test}: {name}", summary(run(way(), items))
 
 
 def main() -> None:
@@ -336,7 +337,7 @@ def main() -> None:
     rows = {
         "ablate": lambda: ablate(host, given.scenes, given.test, given.only),
         "presence": lambda: measure_presence(host, given.scenes),
-        "compare": lambda: compare(host, given.scenes),
+        "compare": lambda: compare(host, given.scenes, given.only),
     }[given.what]()
     found = {}
     for name, row in rows:

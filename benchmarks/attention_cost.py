@@ -33,6 +33,7 @@ CLEAR_PEAK, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PHRASES = ["the dog", "grass", "a red car", "the sky", "a wooden bench", "the woman", "a tree", "the old house"]
 MODELS: dict[str, dict[str, Any]] = {  # UNet2DConditionModel's arguments where they are not its defaults
+    "small": {"cross_attention_dim": 768, "attention_head_dim": 8, "block_out_channels": (32, 64, 64, 64)},
     "sd1": {"cross_attention_dim": 768, "attention_head_dim": 8},
     "sdxl": {
         "block_out_channels": (320, 640, 1280),
@@ -52,17 +53,17 @@ MODELS: dict[str, dict[str, Any]] = {  # UNet2DConditionModel's arguments where 
 class BareHost:
     """A UNet of random weights that shows its attention; texts are tokenized, and encoded as noise."""
 
-    def __init__(self, family: str, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, model: str, device: torch.device, dtype: torch.dtype) -> None:
         from diffusers import UNet2DConditionModel
 
         with torch.device("meta"):
-            unet = UNet2DConditionModel(**MODELS[family])
+            unet = UNet2DConditionModel(**MODELS[model])
         torch.nn.Module.to(unet, dtype=dtype)
         self.unet: Any = unet.to_empty(device=device).eval().requires_grad_(False)
         for parameter in self.unet.parameters():
             parameter.normal_(std=0.02, generator=torch.Generator(device).manual_seed(0))
-        self.family, self.device, self.dtype = family, device, dtype
-        self.specs, self.context_dim = tap_specs(self.unet), MODELS[family]["cross_attention_dim"]
+        self.family, self.device, self.dtype = "sdxl" if model == "sdxl" else "sd1", device, dtype
+        self.specs, self.context_dim = tap_specs(self.unet), MODELS[model]["cross_attention_dim"]
         self.tokenize = Tokenizer.from_merges(MERGES).ids
 
     def condition(self, prompts: Sequence[str]) -> Conditioning:

@@ -111,12 +111,12 @@ def _timed(wrapper: Any, clock: Clock) -> Any:
     return wrapped
 
 
-def sd15() -> Any:
-    """A MODEL of Stable Diffusion 1.5's size."""
+def sd15(channels: int) -> Any:
+    """A MODEL of Stable Diffusion 1.5's size, but for its width."""
     import comfy.model_patcher
     import comfy.supported_models
 
-    config = comfy.supported_models.SD15(dict(SD15))
+    config = comfy.supported_models.SD15({**SD15, "model_channels": channels})
     config.set_inference_dtype(torch.float32, None)
     base = config.get_model({}, "", device="cpu")
     generator = torch.Generator().manual_seed(0)
@@ -126,14 +126,17 @@ def sd15() -> Any:
     return comfy.model_patcher.ModelPatcher(base, torch.device("cpu"), torch.device("cpu"))
 
 
-def heads() -> dict[str, Any]:
+def heads(channels: int) -> dict[str, Any]:
     """The published head, whose weights a capture does not need, and the one without a download."""
     from ldznet.attention import AttentionHead
     from ldznet.checkpoints.load import meta_head
-    from ldznet.config import HeadConfig
+    from ldznet.config import HeadConfig, UNetConfig
     from ldznet.hosts import comfyui
 
-    models = {"published (taps)": meta_head(HeadConfig()), "attention (no download)": AttentionHead()}
+    models = {
+        "published (taps)": meta_head(HeadConfig(host_unet=UNetConfig(model_channels=channels))),
+        "attention (no download)": AttentionHead(),
+    }
     return {n: comfyui.Head(n, SimpleNamespace(model=m, load_device=torch.device("cpu"))) for n, m in models.items()}
 
 
@@ -155,6 +158,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512, help="side of the picture in pixels (default: 512)")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--channels", type=int, default=320, help="of the UNet's first level, SD 1.x's by default")
     given = parser.parse_args()
     sys.path[:0] = [str(given.comfyui.expanduser()), str(ROOT)]
     torch.set_num_threads(given.threads)
@@ -163,9 +167,9 @@ def main() -> None:
     comfy.cli_args.args.cpu = True
     from ldznet.hosts import comfyui
 
-    host = comfyui.ComfyHost(sd15())
+    host = comfyui.ComfyHost(sd15(given.channels))
     print(f"SD 1.5 at {given.size} px, {given.steps} steps, float32 on the CPU, {given.threads} threads", flush=True)
-    for name, head in heads().items():
+    for name, head in heads(given.channels).items():
         clock, (captured, _) = Clock(), comfyui.capturing(host, head.running().fitted_to(host).head_config)
         timed(captured, clock)
         with hooks_on(clock):

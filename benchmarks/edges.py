@@ -26,7 +26,7 @@ from ldznet.images import resize
 
 FIRST_SEED = 720_000  # no training sees these
 THRESHOLD, TOLERANCE, CELL = 0.5, 2, 8
-REPEATS, SIDE = 5, 512
+REPEATS = 5
 Refine = Callable[[Tensor, Tensor], Tensor]
 METHODS: dict[str, Refine] = {
     "none": lambda mask, guide: mask,
@@ -79,10 +79,10 @@ def measure(predictors: dict[str, ldznet.Predictor], seed: int) -> tuple[list[st
     return [scene.kinds[phrase] for phrase in scene.phrases], measured
 
 
-def seconds(refine: Refine) -> float:
-    """Median time of one mask of 512 x 512."""
+def seconds(refine: Refine, side: int) -> float:
+    """Median time of one mask of `side` x `side`."""
     generator = torch.Generator().manual_seed(0)
-    mask, guide = torch.rand(1, SIDE, SIDE, generator=generator), torch.rand(1, 3, SIDE, SIDE, generator=generator)
+    mask, guide = torch.rand(1, side, side, generator=generator), torch.rand(1, 3, side, side, generator=generator)
     spent = []
     for _ in range(REPEATS):
         start = time.process_time()
@@ -107,7 +107,9 @@ def main() -> None:
     """Prints a table for each source and kind, then the times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=200)
-    scenes = parser.parse_args().scenes
+    parser.add_argument("--side", type=int, default=512, help="of the mask that is timed, in pixels (default: 512)")
+    given = parser.parse_args()
+    scenes, side = given.scenes, given.side
     host = TinyHost.load()
     heads = {"tiny head": "tiny", "attention": "attention"}
     predictors = {name: ldznet.Predictor(host, ldznet.load_head(head)) for name, head in heads.items()}
@@ -120,7 +122,7 @@ def main() -> None:
             report(name, kind, values[kinds == kind], groups[kinds == kind])
     torch.set_num_threads(1)
     for method, refine in METHODS.items():
-        print(f"{method}: {seconds(refine):.3f} s for a mask of {SIDE} x {SIDE}")
+        print(f"{method}: {seconds(refine, side):.3f} s for a mask of {side} x {side}")
 
 
 if __name__ == "__main__":

@@ -110,7 +110,9 @@ def main() -> None:
     """Prints the shares."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=20)
-    count = parser.parse_args().pictures
+    parser.add_argument("--renders", type=int, default=500, help="that the judge is judged by (default: 500)")
+    given = parser.parse_args()
+    count, renders = given.pictures, given.renders
     sys.path.insert(0, str(ROOT / "tests"))
     from comfyui import host, page
 
@@ -138,7 +140,7 @@ def main() -> None:
         print(f"{name}: {categories.count(new)} of {len(results)} a {new}, {categories.count(old)} a {old}")
     print(f"outside of the mask bit-equal: {unchanged}")
     grow = of_type(prompt, "LDZNetMask")[0]["inputs"]["grow"]
-    print(f"the judge on 500 renders, painted over alike: {at_best(classifier, 500, grow):.1%}")
+    print(f"the judge on {renders} renders, painted over alike: {at_best(classifier, renders, grow):.1%}")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=9, help="interleaved pairs, at least 7 (default: 9)")
     parser.add_argument("--size", type=int, default=384, help="side of the image in pixels (default: 384)")
     parser.add_argument("--batch", type=int, default=1, help="phrases at once (default: 1)")
+    parser.add_argument("--channels", type=int, default=320, help="of the UNet's first level, SD 1.x's by default")
     parser.add_argument("--device", default="cpu", help="such as cuda (default: cpu)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--json", type=Path, help="write the seconds of every pass here")
@@ -45,10 +46,10 @@ def arguments() -> argparse.Namespace:
     return given
 
 
-def full_size_unet(device: torch.device, dtype: torch.dtype) -> UNet:
+def full_size_unet(device: torch.device, dtype: torch.dtype, channels: int) -> UNet:
     """SD 1.x's UNet with small random weights, made where and as they are needed."""
     with torch.device("meta"):
-        unet = UNet(UNetConfig()).to(dtype)
+        unet = UNet(UNetConfig(model_channels=channels)).to(dtype)
     unet = unet.to_empty(device=device).eval().requires_grad_(False)
     generator = torch.Generator(device).manual_seed(0)
     for parameter in unet.parameters():
@@ -94,7 +95,7 @@ def measure(unet: UNet, size: int, batch: int, pairs: int) -> dict[str, list[flo
 def main() -> None:
     given = arguments()
     device, dtype = torch.device(given.device), DTYPES[given.dtype]
-    times = measure(full_size_unet(device, dtype), given.size, given.batch, given.pairs)
+    times = measure(full_size_unet(device, dtype, given.channels), given.size, given.batch, given.pairs)
     ratios = [short / long for short, long in zip(times["truncated"], times["full"], strict=True)]
     where = f"{given.dtype} on {device}, {torch.get_num_threads()} threads"
     print(f"{given.pairs} pairs at {given.size} px, batch {given.batch}, {where}")

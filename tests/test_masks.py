@@ -292,3 +292,18 @@ def test_label_map_takes_the_likeliest_over_the_background() -> None:
     assert masks.label_map(probabilities).tolist() == [[[2, 0, 2]]]
     with pytest.raises(InputError, match="at least one phrase"):
         masks.label_map(probabilities[:, :0])
+
+
+@pytest.mark.parametrize("side", range(4))
+def test_what_is_open_to_any_side_is_no_hole(side: int) -> None:
+    mask = torch.ones(1, 9, 9)
+    mask[:, 4, 4:] = 0  # a bay, open to the right
+    mask[:, 2, 2] = 0  # a hole
+    closed = torch.ones(1, 9, 9)
+    closed[:, 4, 4:] = 0
+    turned, wanted = (torch.rot90(part, side, (1, 2)) for part in (mask, closed))
+    assert torch.equal(masks.fill_holes(turned), wanted)
+
+
+def test_a_label_is_for_what_is_over_the_background() -> None:
+    assert masks.label_map(torch.tensor([0.5, 0.51]).view(1, 1, 1, 2), 0.5).tolist() == [[[0, 1]]]

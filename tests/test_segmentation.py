@@ -103,3 +103,28 @@ def test_what_is_said_of_a_score_says_whether_it_means_something() -> None:
     assert unsure.state(0, 1, 0.123) == "found?, 12.3 %"
     assert unsure.score_text(0, 1) == "score 0.02 (not calibrated)"
     assert "cannot tell absent phrases" in unsure.caveat
+
+
+def test_logits_are_resized_and_then_made_probabilities() -> None:
+    """Bilinear, pixel centres kept: halfway between two pixels is a quarter and three quarters of each."""
+    logits = torch.tensor([-4.0, 4.0]).view(1, 1, 1, 2)
+    result = Segmentation(logits, ("a",), (1, 4), torch.ones(1, 1), deviation=logits.abs() / 8)
+    expected = torch.tensor([-4.0, -2.0, 2.0, 4.0]).sigmoid().view(1, 1, 1, 4)
+    torch.testing.assert_close(result.probabilities, expected)
+    torch.testing.assert_close(result.spread, torch.full((1, 1, 1, 4), 0.5))
+
+
+def test_made_smaller_no_pixel_is_left_out() -> None:
+    """Half the width: the weights of four pixels are 1, 3, 3, 1; at the edge those of three are 3, 3, 1."""
+    logits = torch.zeros(1, 1, 1, 8)
+    logits[..., 2] = 5.6
+    result = Segmentation(logits, ("a",), (1, 4), torch.ones(1, 1))
+    expected = torch.tensor([5.6 / 7, 5.6 * 3 / 8, 0, 0]).sigmoid()
+    torch.testing.assert_close(result.probabilities[0, 0, 0], expected)
+
+
+def test_found_is_from_the_threshold_on_and_a_pixel_is_over_it() -> None:
+    result = Segmentation(torch.zeros(1, 2, 1, 1), ("a", "b"), (1, 1), torch.tensor([[0.6, 0.59]]), 0.6)
+    assert result.found.tolist() == [[True, False]]
+    assert not result.masks(0.5).any()  # a probability of exactly 0.5
+    assert result.masks(0.49).tolist() == [[[[True]], [[False]]]]

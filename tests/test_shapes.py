@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ldznet.errors import InputError
 from ldznet.models.layers import Downsample
+from ldznet.schedule import seeded_noise
 from ldznet.shapes import fit_area, round_to_multiple, tap_size
 
 SIDES = st.integers(1, 20_000)
@@ -77,3 +78,12 @@ def test_taps_have_the_size_that_convolutions_leave(size: tuple[int, int], halvi
     for _ in range(halvings):
         x = halve(x)
     assert tap_size(size, 2**halvings) == tuple(x.shape[2:])
+
+
+def test_every_seed_of_32_bits_is_a_noise_of_its_own() -> None:
+    """As many as torch's generator on the CPU tells apart, and ComfyUI's widget has; no whole number is refused."""
+    seeds = (0, 1, 2**31, 2**32 - 1)
+    noises = [seeded_noise((4,), seed) for seed in seeds]
+    assert len({tuple(noise.tolist()) for noise in noises}) == len(seeds)
+    assert torch.equal(noises[1], torch.randn(4, generator=torch.Generator().manual_seed(1)))
+    assert torch.equal(seeded_noise((4,), -1), noises[-1])
