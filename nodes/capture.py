@@ -185,6 +185,7 @@ def captured_maps(
     capture, run = captured.capture, captured.run
     notes = notes_of(capture, run)
     latents = comfyui.model_space(capture.model, vae_latents)
+    seen: CapturedAttention | CapturedTaps | None
     if isinstance(capture, AttentionCapture):
         seen, more = _spoken(predictor, captured, capture, phrases)
         notes += more

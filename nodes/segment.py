@@ -168,7 +168,7 @@ class InnerSegment(io.ComfyNode):
         from ..ldznet.hosts import comfyui
 
         samples = None if latent is None else vae_latents_of(latent)
-        settings = {"seed": seed, "ensemble": ensemble, "resolution": resolution}
+        settings: dict[str, Any] = {"seed": seed, "ensemble": ensemble, "resolution": resolution}
 
         def make() -> Segmented:
             with socket("head"):
@@ -198,6 +198,7 @@ def soft_maps(
             predictor.set_latents(comfyui.model_space(host.model, vae_latents), size=inner)
     else:
         require_picture(image, host.vae)
+        assert image is not None
         with socket("image"):
             predictor.set_image(guide_of(image), value_range=(0, 1))
             size, offset = (image.shape[1], image.shape[2]), (0, 0)
