@@ -117,7 +117,7 @@ def with_legend(
         if hue is not None:
             pen.rectangle((letter // 2, top, 3 * letter // 2, top + letter), fill=hexadecimal(hue))
         for part in parts:
-            pen.text((2 * letter, top), part, INK, font=font)
+            pen.text((2 * letter, top + letter - _ascent(font, letter)), part, INK, font=font)
             top += step
     return torch.from_numpy(np.asarray(page).astype(np.float32) / 255).movedim(-1, 0)
 
@@ -167,6 +167,11 @@ def _font_for(text: str, size: int) -> tuple[Any, str]:
         if not missing:
             break
     return best, "".join(ascii(sign)[1:-1] if sign in fewest else sign for sign in text)
+
+
+def _ascent(font: Any, letter: int) -> int:
+    """Pixels from the top of a line of `font` to its baseline, which is the bottom of a square `letter` high."""
+    return font.getmetrics()[0] if isinstance(font, ImageFont.FreeTypeFont) else letter
 
 
 def _has(font: Any, sign: str) -> bool:

@@ -87,6 +87,6 @@ def segment_outputs() -> list[Any]:
             display_name="segmentation",
             tooltip="Soft maps and scores of every phrase, for other nodes.",
         ),
-        io.Boolean.Output("found", display_name="found", tooltip="Whether any phrase is in any of the images."),
+        io.Boolean.Output("found", display_name="found", tooltip="Whether any phrase has a mask in any of the images."),
         io.String.Output("report", display_name="report", tooltip="Found, score and area of each phrase and image."),
     ]

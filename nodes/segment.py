@@ -227,7 +227,7 @@ class InnerMasks(io.ComfyNode):
             outputs=[
                 io.Mask.Output("mask", display_name="mask", tooltip="All phrases together."),
                 MasksType.Output("masks", display_name="masks", tooltip="One per phrase, as one value."),
-                io.Boolean.Output("found", display_name="found", tooltip="Whether any phrase is in any image."),
+                io.Boolean.Output("found", display_name="found", tooltip="Whether any phrase has a mask in any image."),
                 io.String.Output("report", display_name="report", tooltip="Found, score, area."),
                 SegmentationType.Output(
                     "following", display_name="segmentation", tooltip="The same, with the threshold for other nodes."
