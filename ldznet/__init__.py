@@ -6,12 +6,19 @@ predictor.set_image(image)
 masks = predictor.predict(["a red star", "grass"]).masks()
 """
 
-from .checkpoints.load import load_head
-from .config import HeadConfig, UNetConfig
-from .contracts import Block, Captured, Head, Host, Taps, TapSpec
-from .hosts import open_host
-from .predictor import Predictor
-from .segmentation import Segmentation
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from . import tinyworld
+    from .checkpoints.load import load_head
+    from .config import HeadConfig, UNetConfig
+    from .contracts import Block, Captured, Head, Host, Taps, TapSpec
+    from .hosts import open_host
+    from .predictor import Predictor
+    from .segmentation import Segmentation
 
 __version__ = "0.1.0"
 
@@ -31,11 +38,21 @@ __all__ = [
     "tinyworld",
 ]
 
+_PLACES = {  # the module of each name, imported when it is first asked for: `ldznet --help` needs no torch
+    **dict.fromkeys(("Block", "Captured", "Head", "Host", "TapSpec", "Taps"), ".contracts"),
+    **dict.fromkeys(("HeadConfig", "UNetConfig"), ".config"),
+    "Predictor": ".predictor",
+    "Segmentation": ".segmentation",
+    "load_head": ".checkpoints.load",
+    "open_host": ".hosts",
+}
+
 
 def __getattr__(name: str) -> object:
-    """`ldznet.tinyworld`, imported when it is first asked for."""
+    """A name of `__all__`, from its place."""
     if name == "tinyworld":
-        import importlib
-
         return importlib.import_module(".tinyworld", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_PLACES[name], __name__), name)
+    return value

@@ -78,7 +78,14 @@ class Segmentation:
         """Where the probability is over `threshold` (0 .. 1); all false for a phrase that was not found."""
         if not 0 <= threshold <= 1:
             raise InputError(f"Expected a threshold between 0 and 1, got {threshold}.")
-        return (self.probabilities > threshold) & self.found[:, :, None, None]
+        images, phrases = self.logits.shape[:2]
+        self._require_room(images * phrases)
+        out = torch.empty((images, phrases, *self.size), dtype=torch.bool, device=self.logits.device)
+        for i in range(phrases):  # one by one: a byte a pixel of each, and floats of one alone
+            out[:, i] = (self._resize(self.logits[:, i : i + 1])[:, 0].sigmoid() > threshold) & self.found[
+                :, i, None, None
+            ]
+        return out
 
     def select(self, phrases: slice | list[int]) -> Segmentation:
         """The same for some of the phrases: `result.select(slice(0, 10)).masks()` needs less memory."""
@@ -92,14 +99,18 @@ class Segmentation:
             deviation=None if self.deviation is None else self.deviation[:, phrases],
         )
 
-    def _resize(self, maps: Tensor) -> Tensor:
-        images, phrases = maps.shape[:2]
-        needed = 4 * images * phrases * self.size[0] * self.size[1]
+    def _require_room(self, bytes_a_pixel: int) -> None:
+        """Raises InputError where maps or masks of the image's size would take over 4 GB."""
+        (images, phrases), needed = self.logits.shape[:2], bytes_a_pixel * self.size[0] * self.size[1]
         if needed > MOST_BYTES:
             raise InputError(
                 f"Expected masks of at most 4 GB, got {needed / 1024**3:.1f} GB ({images} images x {phrases} phrases "
                 f"at {self.size[0]} x {self.size[1]}). Ask for a few phrases at a time: result.select(slice(0, 10))."
             )
+
+    def _resize(self, maps: Tensor) -> Tensor:
+        images, phrases = maps.shape[:2]
+        self._require_room(4 * images * phrases)
         if maps.shape[2:] == torch.Size(self.size):
             return maps.float()
         if not phrases:

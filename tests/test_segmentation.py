@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -128,3 +130,17 @@ def test_found_is_from_the_threshold_on_and_a_pixel_is_over_it() -> None:
     assert result.found.tolist() == [[True, False]]
     assert not result.masks(0.5).any()  # a probability of exactly 0.5
     assert result.masks(0.49).tolist() == [[[[True]], [[False]]]]
+
+
+def test_masks_of_many_phrases_take_little_more_than_they_weigh() -> None:
+    """64 of 1024 x 1024 are 64 MB; as floats all at once they took 520. Measured as a process of its own."""
+    script = """
+import resource, torch, ldznet
+result = ldznet.Segmentation(torch.randn(1, 64, 128, 128), tuple("a" * 64), (1024, 1024), torch.ones(1, 64))
+result.select([0]).masks()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert result.masks().any()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert float(answer.stdout) < 120

@@ -40,8 +40,7 @@ def write_masks(
 ) -> list[str]:
     """Writes a mask (white where the phrase is) for each phrase, the overlay and result.json, all or none; a line for
     each. result.json holds `about` and, for each phrase, what `entry` gives."""
-    parts = [result.select([i]).masks(threshold)[0] for i in range(len(result.phrases))]  # bytes, where all take floats
-    masks = torch.cat(parts).cpu().numpy()
+    masks = result.masks(threshold)[0].cpu().numpy()
     files = names(result.phrases)
     entries = [entry(result, i, mask, files[i]) for i, mask in enumerate(masks)]
     facts = {**(about or {}), "threshold": threshold, "phrases": entries, "hints": result.hints, "overlay": OVERLAY}

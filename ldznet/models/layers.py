@@ -27,6 +27,12 @@ def timestep_embedding(timesteps: Int[Tensor, " b"], dim: int, max_period: float
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
+def drawn(values: Tensor, deviation: float) -> Tensor:
+    """`values`, in place, from a normal distribution. On the meta device they stay as they are: torch would load its
+    compiler to draw nothing there, which takes longer than to load a head."""
+    return values if values.is_meta else values.normal_(std=deviation)
+
+
 class ResBlock(nn.Module):
     """Residual block with the time embedding added in the middle."""
 
@@ -153,8 +159,7 @@ class AttentionPool2d(nn.Module):
         super().__init__()
         self.grid, self.heads = grid, heads
         tokens = grid[0] * grid[1] + 1
-        self.positional_embedding = nn.Parameter(torch.empty(channels, tokens))
-        nn.init.normal_(self.positional_embedding, std=channels**-0.5)
+        self.positional_embedding = nn.Parameter(drawn(torch.empty(channels, tokens), channels**-0.5))
         self.qkv_proj = operations.Conv1d(channels, channels * 3, 1)
         self.c_proj = operations.Conv1d(channels, channels, 1)
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..models.layers import drawn
 from ..shapes import Float, Int
 
 
@@ -75,13 +76,15 @@ class Embeddings(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        for embedding in (self.token_embedding, self.position_embedding):
-            nn.init.normal_(embedding.weight, std=0.02)
+        self.token_embedding = _embedding(config.vocab_size, config.hidden_size)
+        self.position_embedding = _embedding(config.max_position_embeddings, config.hidden_size)
 
     def forward(self, ids: Int[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
         return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
+
+
+def _embedding(rows: int, width: int) -> nn.Embedding:
+    return nn.Embedding.from_pretrained(drawn(torch.empty(rows, width), 0.02), freeze=False)
 
 
 class TextEncoder(nn.Module):
