@@ -21,7 +21,7 @@ class TapError(HostError):
     """A block that was asked for and does not exist, or never fired."""
 
 
-SHOWN = 80  # characters of a name that a message repeats
+SHOWN = 120  # characters of a name that a message repeats
 
 
 def shown(text: object, most: int = SHOWN) -> str:

@@ -9,17 +9,18 @@ import json
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from ..errors import CheckpointError, InputError
+from ..errors import CheckpointError, InputError, cause, shown
 from ..writing import replacing
-from .formats import TensorInfo
+from .formats import TensorFile, TensorInfo
+from .scales import with_scales
 
 DTYPES: dict[str, torch.dtype] = {  # safetensors' names
     "F64": torch.float64,
@@ -58,30 +59,26 @@ MAGIC: tuple[tuple[bytes, str, str], ...] = (
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 
 
-@dataclass(frozen=True)
-class TensorFile:
-    """An open file of named tensors. `read` gives one of them on the CPU; nothing is in memory before that."""
-
-    path: Path
-    tensors: Mapping[str, TensorInfo]
-    read: Callable[[str], Tensor]
-    metadata: Mapping[str, str] = field(default_factory=dict)
-
-
 def sniff(path: Path) -> Literal["zip", "safetensors"]:
     """What `path` is by its first bytes, whatever its name; raises CheckpointError for anything else, saying what."""
     if path.is_dir():
-        raise CheckpointError(f"Expected a file, got the folder {path}. Give the checkpoint file inside it.")
+        raise CheckpointError(f"Expected a file, got the folder {_path(path)}. Give the checkpoint file inside it.")
     try:
         with open(path, "rb") as file:
             start = file.read(64)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"Expected a checkpoint file, could not open {path}: {error}. Check the path.") from error
+        raise CheckpointError(
+            f"Expected a checkpoint file, could not open {_path(path)}: {cause(error)}. Check the path."
+        ) from error
     if start.startswith(b"PK\x03\x04"):
         return "zip"
     if start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] <= MAX_HEADER:
         return "safetensors"
-    raise CheckpointError(f"Expected a checkpoint in {path.name}, got {_describe(start)}")
+    raise CheckpointError(f"Expected a checkpoint in {shown(path.name)}, got {_describe(start)}")
+
+
+def _path(path: Path) -> str:
+    return shown(path, 300)
 
 
 def _describe(start: bytes) -> str:
@@ -99,21 +96,31 @@ def open_safetensors(path: Path) -> Iterator[TensorFile]:
 
     Raises CheckpointError if the file is anything else, cut short, or damaged in its header.
     """
+    name = shown(path.name)
     if sniff(path) != "safetensors":
         raise CheckpointError(
-            f"Expected a .safetensors file, got {path.name}, which seems to be a .ckpt or .zip archive. Convert it "
-            f"first: `ldznet convert {path.name} head.safetensors`, or `python install.py convert {path.name}`."
+            f"Expected a .safetensors file, got {name}, which seems to be a .ckpt or .zip archive. Convert it "
+            f"first: `ldznet convert {name} head.safetensors`, or `python install.py convert {name}`."
         )
     try:
         handle = safe_open(path, framework="pt")
         infos = {name: _info(handle.get_slice(name)) for name in handle.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError, KeyError) as error:
+    except Exception as error:  # SafetensorError, KeyError for a type, and what the system says of the file
         raise CheckpointError(
-            f"Expected a whole safetensors file, got {path.name}, which is cut short, damaged or of unknown types "
-            f"({error}). Download it again."
+            f"Expected a whole safetensors file, got {name}, which is cut short, damaged or of unknown types "
+            f"({cause(error)}). Download it again."
         ) from error
     with handle:
-        yield TensorFile(path, infos, handle.get_tensor, handle.metadata() or {})
+        yield with_scales(TensorFile(path, infos, partial(_read, handle), handle.metadata() or {}))
+
+
+def _read(handle: Any, name: str) -> Tensor:
+    try:
+        return handle.get_tensor(name)
+    except Exception as error:  # of a shape that torch cannot have
+        raise CheckpointError(
+            f"Expected the values of {shown(name)}, got a damaged file ({cause(error)}). Download it again."
+        ) from error
 
 
 def _info(view: object) -> TensorInfo:
@@ -122,6 +129,10 @@ def _info(view: object) -> TensorInfo:
 
 def save_tensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str]) -> None:
     """Writes a safetensors file whole or not at all; `metadata` is text alone, else InputError."""
+    for name, tensor in tensors.items():
+        if tensor.layout is not torch.strided or tensor.dtype not in DTYPE_NAMES:
+            kind = f"{tensor.dtype} {tensor.layout}"
+            raise InputError(f"Expected ordinary tensors, got {kind} in {shown(name)}. Call to_dense() or float().")
     layout = {name: TensorInfo(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     stream_tensors(path, layout, tensors.__getitem__, metadata)
 
@@ -153,7 +164,9 @@ def stream_tensors(
 def _check_metadata(metadata: Mapping[str, str]) -> None:
     for key, value in metadata.items():
         if not (isinstance(key, str) and isinstance(value, str)):
-            raise InputError(f"Expected metadata of text alone, got {key!r}: {value!r}. Turn it into a string.")
+            raise InputError(
+                f"Expected metadata of text alone, got {shown(repr(key))}: {shown(repr(value))}. Turn it into a string."
+            )
 
 
 def _header(order: list[str], layout: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> bytes:

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
 
 FORMAT_VERSION = "1"  # of our own safetensors, in its metadata as `ldznet_format`
+LONGEST = 200  # characters of a name in which its kind is looked for: the patterns below take time for longer ones
 LISTED = 20  # names that a complaint prints of each kind before it says "and N more"
 
 
@@ -30,6 +34,16 @@ class TensorInfo(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.sides} {str(self.dtype).removeprefix('torch.')}"
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """An open file of named tensors. `read` gives one of them on the CPU; nothing is in memory before that."""
+
+    path: Path
+    tensors: Mapping[str, TensorInfo]
+    read: Callable[[str], Tensor]
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 class Format(NamedTuple):
@@ -90,20 +104,23 @@ KINDS: tuple[tuple[str, str], ...] = (
 )
 
 
-def seems_to_be(tensors: Mapping[str, TensorInfo] | Iterable[str]) -> str:
+def seems_to_be(tensors: Mapping[str, TensorInfo] | Sequence[str]) -> str:
     """What a file with these tensors (or names alone) seems to be, as a noun phrase for an error."""
-    lines = [f"{name} {tensors[name].sides}" for name in tensors] if isinstance(tensors, Mapping) else list(tensors)
-    text = "\n".join(lines)
+    if isinstance(tensors, Mapping):
+        lines = [f"{name[:LONGEST]} {tensors[name].sides[:LONGEST]}" for name in tensors]
+    else:
+        lines = [name[:LONGEST] for name in tensors]
+    text = "\n".join(line.replace("\n", " ") for line in lines)
     for kind, pattern in KINDS:
         if re.search(pattern, text, re.MULTILINE):
             return kind
     return f"something else, with tensors such as {listing(list(tensors), 3)}" if lines else "empty: it holds no tensor"
 
 
-def listing(names: Sequence[str], limit: int = LISTED) -> str:
-    """The first names, and how many more there are."""
+def listing(names: Sequence[Any], limit: int = LISTED, describe: Callable[[Any], str] = shown) -> str:
+    """The first names, each as `describe` shows it, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    return ", ".join(map(describe, names[:limit])) + more
 
 
 class Match(NamedTuple):
@@ -129,7 +146,11 @@ def match(found: Mapping[str, TensorInfo], expected: Mapping[str, TensorInfo], s
     deviations = {
         "missing": [key for key in keys.values() if key not in found],
         "unexpected": [key for key in others if not re.match(form.extras, key)],
-        "wrong shape": [f"{k} (expected {info}, got {found[k]})" for k, info in present if not _fits(found[k], info)],
+        "wrong shape": [
+            f"{shown(key)} (expected {info}, got {shown(found[key])})"
+            for key, info in present
+            if not _fits(found[key], info)
+        ],
     }
     if any(deviations.values()):
         complaint = _complaint(deviations, seems_to_be(found), bool(present))
@@ -151,5 +172,10 @@ def _fits(found: TensorInfo, expected: TensorInfo) -> bool:
 def _complaint(deviations: Mapping[str, Sequence[str]], seems: str, any_present: bool) -> str:
     if not any_present:
         return f"seems to be {seems}. Nothing in it fits; docs/checkpoints.md says where the right file is."
-    lists = [f"{kind} ({len(names)}): {listing(names)}" for kind, names in deviations.items() if names]
+    describe = {"wrong shape": str}
+    lists = [
+        f"{kind} ({len(names)}): {listing(names, describe=describe.get(kind, shown))}"
+        for kind, names in deviations.items()
+        if names
+    ]
     return "\n  ".join([f"seems to be {seems}, and deviates. Download it again, or give the right file.", *lists])

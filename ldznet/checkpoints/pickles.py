@@ -1,155 +1,65 @@
 """Reads the tensors of a torch zip checkpoint (.ckpt, .pt) without running anything that its pickle asks for.
 
-A pickle is a program that names Python callables and calls them. Here a name is looked up in `GLOBALS`: a dict, two of
-torch's rebuilding functions and its storage types, all replaced by our own; every other name (Lightning's, OmegaConf's,
-os.system) becomes an inert placeholder. So `torch.load` is not used, foreign packages need not be installed, and every
-torch version behaves the same. Tensors stay in the file until they are read, one at a time. May be imported by
-checkpoints alone.
+`torch.load` is not used: `unpickling` runs the program over placeholders, so foreign packages need not be installed and
+every torch version behaves the same. Tensors stay in the file until they are read, one at a time. What a file costs is
+bounded by its size: archives may be deflated, and tensors may share what they show, so far and no farther. May be
+imported by checkpoints and by single_file alone.
 """
 
 from __future__ import annotations
 
-import io
-import pickle
-import pickletools
+import math
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, cause, shown
 from .files import TensorFile, sniff
 from .formats import TensorInfo, listing, seems_to_be
+from .scales import with_scales
+from .unpickling import Placeholder, StoredTensor, unpickle
 
-MAX_PICKLE = 64 * 2**20  # bytes; that of the published checkpoint has under one million
-
-
-class Storage(NamedTuple):
-    """A flat array of `numel` values in the archive's member `member`."""
-
-    member: str
-    dtype: torch.dtype
-    numel: int
-
-
-class StoredTensor(NamedTuple):
-    """A strided view of a storage that has not been read."""
-
-    storage: Storage
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    @property
-    def span(self) -> int:
-        """Values from the first to the last, both included."""
-        if 0 in self.shape:
-            return 0
-        return 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
+# What a file may cost, above what its size allows. torch.save deflates nothing; other programs that pack again do.
+MARGIN = 2**20  # bytes
+MOST_INFLATION = 32  # times its bytes, of all members together
+MOST_PICKLE = 4 * MARGIN, 64 * MARGIN  # bytes of the index: beside the file's own, and ever; the published has 10**6
+MOST_STEPS = 400_000  # of the index, and one more for each 4 KB of the file; the published takes about 160,000
+MOST_SHARING = 4  # times the bytes of all storages, that tensors show in all; two that are tied show them twice
+MOST_READING = {True: 4, False: 256}  # times those bytes, to be read for all tensors: of deflated members, of stored
 
 
-class Placeholder:
-    """Stands for an object of a class that is not in `GLOBALS`. Takes what a pickle does to it, and does nothing."""
+@dataclass(frozen=True)
+class Archive:
+    """An open torch zip: its pickle, and the storages beside it by key."""
 
-    origin = ""
+    zip: zipfile.ZipFile
+    name: str
+    size: int  # of the file, in bytes
+    index: zipfile.ZipInfo
+    storages: Mapping[str, zipfile.ZipInfo]
 
-    def __new__(cls, *args: object, **kwargs: object) -> Placeholder:
-        return super().__new__(cls)
-
-    def _ignore(self, *args: object) -> None:
-        pass
-
-    __init__ = __setstate__ = __setitem__ = append = extend = add = _ignore  # type: ignore[assignment]
-
-
-class Inert(dict):
-    """A dict whose methods a pickle cannot replace. `__slots__` and `__setstate__` see to that."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-class Call:
-    """A function of ours under the name of one of torch's, wrapped so that a pickle cannot set its attributes."""
-
-    __slots__ = ("_function",)
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
-
-    def __call__(self, *args: Any) -> Any:
-        return self._function(*args)
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-def _rebuild_tensor(storage: Storage, offset: int, shape: Any, stride: Any, *rest: object) -> StoredTensor:
-    tensor = StoredTensor(storage, offset, tuple(shape), tuple(stride))
-    whole = all(type(n) is int and n >= 0 for n in (offset, *tensor.shape, *tensor.stride))
-    if not (isinstance(storage, Storage) and whole and offset + tensor.span <= storage.numel):
-        raise ValueError("a tensor reaches beyond its storage")
-    return tensor
-
-
-def _rebuild_parameter(tensor: object, *rest: object) -> object:
-    return tensor
-
-
-GLOBALS: dict[str, Any] = {
-    "collections.OrderedDict": Inert,
-    "torch._utils._rebuild_tensor_v2": Call(_rebuild_tensor),
-    "torch._utils._rebuild_parameter": Call(_rebuild_parameter),
-    "torch.DoubleStorage": torch.float64,
-    "torch.FloatStorage": torch.float32,
-    "torch.HalfStorage": torch.float16,
-    "torch.BFloat16Storage": torch.bfloat16,
-    "torch.LongStorage": torch.int64,
-    "torch.IntStorage": torch.int32,
-    "torch.ShortStorage": torch.int16,
-    "torch.CharStorage": torch.int8,
-    "torch.ByteStorage": torch.uint8,
-    "torch.BoolStorage": torch.bool,
-    "torch.storage.UntypedStorage": torch.uint8,
-}
-
-
-class InertUnpickler(pickle.Unpickler):
-    """Unpickles the structure of a torch file: containers, numbers, text, `StoredTensor`s, and placeholders."""
-
-    def __init__(self, program: bytes, sizes: Mapping[str, int], prefix: str) -> None:
-        super().__init__(io.BytesIO(program))
-        self._sizes, self._prefix = sizes, prefix
-
-    def find_class(self, module: str, name: str) -> Any:
-        known = GLOBALS.get(f"{module}.{name}")
-        return type("Placeholder", (Placeholder,), {"origin": f"{module}.{name}"}) if known is None else known
-
-    def persistent_load(self, pid: Any) -> Storage:
-        kind, dtype, key, _device, numel = pid
-        storage = Storage(f"{self._prefix}data/{key}", dtype, numel)
-        if kind != "storage" or not isinstance(dtype, torch.dtype) or type(numel) is not int or numel < 0:
-            raise ValueError("a storage of unknown kind")
-        if numel * dtype.itemsize > self._sizes.get(storage.member, 0):
-            raise ValueError(f"storage {key} is missing or cut short")
-        return storage
-
-
-def _check_program(program: bytes) -> None:
-    """Refuses what makes the C unpickler allocate without need, or answer from the process instead of `find_class`."""
-    for opcode, argument, position in pickletools.genops(program):
-        if opcode.name.startswith("EXT"):
-            raise ValueError("a pickle with extension codes")
-        is_put = opcode.name in ("PUT", "BINPUT", "LONG_BINPUT")
-        if is_put and isinstance(argument, int) and argument > (position or 0):  # a memo grows one by one
-            raise ValueError("a pickle with a damaged memo")
+    @classmethod
+    def of(cls, path: Path) -> Archive:
+        """Raises CheckpointError for a zip that is none of torch's, or that unfolds to more than weights do."""
+        name, size = shown(path.name), path.stat().st_size
+        try:
+            archive = zipfile.ZipFile(path)
+        except Exception as error:  # BadZipFile, NotImplementedError for another version, and others
+            raise CheckpointError(
+                f"Expected a whole torch checkpoint, got {name}, which seems to be a zip archive cut short, damaged or "
+                f"of another version ({size:,} bytes; {cause(error)}). Download it again."
+            ) from error
+        try:
+            return cls(archive, name, size, *_members(archive, name, size))
+        except BaseException:
+            archive.close()
+            raise
 
 
 @contextmanager
@@ -160,75 +70,103 @@ def open_pickle(path: Path) -> Iterator[TensorFile]:
     """
     if sniff(path) != "zip":
         raise CheckpointError(
-            f"Expected a .ckpt file, got {path.name}, which seems to be a safetensors. Load it as such."
+            f"Expected a .ckpt file, got {shown(path.name)}, which seems to be a safetensors. Load it as such."
         )
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"Expected a whole torch checkpoint, got {path.name}, which seems to be a zip archive cut short "
-            f"({path.stat().st_size:,} bytes; {error}). Download it again."
-        ) from error
-    with archive:
-        state = _state_dict(archive, path.name)
+    archive = Archive.of(path)
+    with archive.zip:
+        state = _state_dict(archive)
         infos = {name: TensorInfo(tensor.storage.dtype, tensor.shape) for name, tensor in state.items()}
-        yield TensorFile(path, infos, lambda name: _read(archive, state[name], name))
+        yield with_scales(TensorFile(path, infos, lambda name: _read(archive, state[name], name)))
 
 
-def _state_dict(archive: zipfile.ZipFile, source: str) -> dict[str, StoredTensor]:
+def _members(archive: zipfile.ZipFile, name: str, size: int) -> tuple[zipfile.ZipInfo, dict[str, zipfile.ZipInfo]]:
+    """The pickle of a torch zip, and its storages by key."""
     members = {info.filename: info for info in archive.infolist()}
-    pickles = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
+    unfolded = sum(info.file_size for info in archive.infolist())
+    pickles = [member for member in members if member == "data.pkl" or member.endswith("/data.pkl")]
     if not pickles:
         inside = listing(list(members), 3)
         raise CheckpointError(
-            f"Expected a torch checkpoint, got {source}, which seems to be an ordinary zip archive ({inside}). "
+            f"Expected a torch checkpoint, got {name}, which seems to be an ordinary zip archive ({inside}). "
             "If the checkpoint is inside, unpack it first."
         )
-    root = _unpickle(archive, members[pickles[0]], source)
+    if unfolded > MOST_INFLATION * size + MARGIN:
+        raise CheckpointError(
+            f"Expected a torch checkpoint, got {name}, whose {size:,} bytes unfold to {unfolded:,}, as no weights do. "
+            "Get it from another place."
+        )
+    folder = pickles[0].removesuffix("data.pkl") + "data/"
+    storages = {member[len(folder) :]: info for member, info in members.items() if member.startswith(folder)}
+    return members[pickles[0]], storages
+
+
+def _state_dict(archive: Archive) -> dict[str, StoredTensor]:
+    root = _unpickled(archive)
     state = root.get("state_dict", root) if isinstance(root, dict) else root
     if not isinstance(state, dict):
-        raise CheckpointError(f"Expected a state dict in {source}, got {_class_name(state)}. Give the published .ckpt.")
-    foreign = {str(name): value for name, value in state.items() if not isinstance(value, StoredTensor)}
-    if foreign or not all(isinstance(name, str) for name in state):
-        others = listing([f"{name} ({_class_name(value)})" for name, value in foreign.items()])
         raise CheckpointError(
-            f"Expected tensors alone in the state dict of {source}, got other objects: {others}. "
-            f"The file seems to be {seems_to_be([str(name) for name in state])}. Nothing of it was run or loaded."
+            f"Expected a state dict in {archive.name}, got {_class_name(state)}. Give the published .ckpt."
         )
+    foreign = [name for name, value in state.items() if not (type(name) is str and isinstance(value, StoredTensor))]
+    if foreign:
+        others = listing(foreign, describe=lambda name: f"{shown(_text(name))} ({_class_name(state[name])})")
+        raise CheckpointError(
+            f"Expected tensors alone in the state dict of {archive.name}, got other objects: {others}. "
+            f"The file seems to be {seems_to_be([_text(name) for name in state])}. Nothing of it was run or loaded."
+        )
+    _require_modest(archive, list(state.values()))
     return state
 
 
+def _text(name: Any) -> str:
+    return name if isinstance(name, str) else shown(name) if isinstance(name, (int, float)) else _class_name(name)
+
+
 def _class_name(value: object) -> str:
-    return value.origin if isinstance(value, Placeholder) else type(value).__name__
+    return shown(value.origin if isinstance(value, Placeholder) else type(value).__name__)
 
 
-def _unpickle(archive: zipfile.ZipFile, member: zipfile.ZipInfo, source: str) -> Any:
-    prefix = member.filename.removesuffix("data.pkl")
-    sizes = {info.filename: info.file_size for info in archive.infolist()}
+def _unpickled(archive: Archive) -> Any:
+    beside, ever = MOST_PICKLE
+    most = min(archive.size + beside, ever)
+    sizes = {key: info.file_size for key, info in archive.storages.items()}
     try:
-        if member.file_size > MAX_PICKLE:
-            raise ValueError(f"its index has {member.file_size:,} bytes")
-        program = archive.read(member)
-        _check_program(program)
-        return InertUnpickler(program, sizes, prefix).load()
+        with archive.zip.open(archive.index) as member:
+            program = member.read(most + 1)  # no more is inflated, whatever the archive says of its size
+        if len(program) > most:
+            raise ValueError(f"its index has over {most:,} bytes")
+        return unpickle(program, sizes, MOST_STEPS + archive.size // 4096)
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise CheckpointError(
-            f"Expected a torch checkpoint, got {source}, whose index cannot be read: it seems to be damaged or not a "
-            f"checkpoint ({type(error).__name__}: {error}). Download it again."
+            f"Expected a torch checkpoint, got {archive.name}, whose index cannot be read: it seems to be damaged or "
+            f"not a checkpoint ({type(error).__name__}: {cause(error)}). Download it again."
         ) from error
 
 
-def _read(archive: zipfile.ZipFile, tensor: StoredTensor, name: str) -> Tensor:
+def _require_modest(archive: Archive, tensors: list[StoredTensor]) -> None:
+    """Raises CheckpointError where tensors show, or make one read, many times what there is."""
+    stored = sum(info.file_size for info in archive.storages.values())
+    deflated = any(info.compress_type != zipfile.ZIP_STORED for info in archive.storages.values())
+    values = sum(math.prod(t.shape) * t.storage.dtype.itemsize for t in tensors)
+    reading = sum((t.offset + t.span) * t.storage.dtype.itemsize for t in tensors)
+    if values > MOST_SHARING * stored + MARGIN or reading > MOST_READING[deflated] * stored + MARGIN:
+        raise CheckpointError(
+            f"Expected tensors with values of their own in {archive.name}, got {values:,} bytes of them out of "
+            f"{stored:,} stored. Save the state dict anew, with contiguous tensors."
+        )
+
+
+def _read(archive: Archive, tensor: StoredTensor, name: str) -> Tensor:
     """The values of one tensor. The archive's checksum is compared where a whole member is read, as nearly always."""
     dtype = tensor.storage.dtype
     try:
-        with archive.open(tensor.storage.member) as member:
+        with archive.zip.open(archive.storages[tensor.storage.key]) as member:
             member.seek(tensor.offset * dtype.itemsize)
             data = bytearray(member.read(tensor.span * dtype.itemsize))
         if not data:
             return torch.empty(0, dtype=dtype, device="cpu").as_strided(tensor.shape, tensor.stride)
         return torch.frombuffer(data, dtype=dtype, count=tensor.span).as_strided(tensor.shape, tensor.stride)
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, ValueError, RuntimeError) as error:
+    except Exception as error:  # zipfile's, zlib's and torch's are many
         raise CheckpointError(
-            f"Expected the values of {name}, got a damaged file ({error}). Download it again."
+            f"Expected the values of {shown(name)}, got a damaged file ({cause(error)}). Download it again."
         ) from error

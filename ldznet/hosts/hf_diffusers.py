@@ -27,7 +27,7 @@ from ..taps import extract_taps, spatial_transformers
 from . import single_file
 from .encoders import OneEncoder, Texts, TwoEncoders, Words, added, evaluating
 from .families import INPAINTING_CHANNELS, family_of, no_host, require_epsilon
-from .loading import fill, fill_text_encoder, placed, pretrained, read_json, ready
+from .loading import fill, fill_text_encoder, placed, pretrained, read_json, ready, renamed
 
 CONFIGURATIONS = Path(__file__).parent  # sd1, sd2 and sdxl: what a single file lacks
 
@@ -90,9 +90,11 @@ class DiffusersHost:
             require_epsilon(family, single_file.prediction_type(file.tensors))
             known = {name: configs / rest for name, rest in single_file.CONFIGURATIONS[family].items()}
             unet = _unfilled(UNet2DConditionModel, known["unet"], in_channels=facts["in_channels"])
-            fill(unet, convert_ldm_unet_checkpoint(single_file.read_part(file, single_file.UNET), unet.config))
+            part = single_file.read_part(file, single_file.UNET)
+            fill(unet, renamed(convert_ldm_unet_checkpoint, part, unet.config))
             vae = _unfilled(AutoencoderKL, known["vae"])
-            fill(vae, convert_ldm_vae_checkpoint(single_file.read_part(file, single_file.VAE), vae.config))
+            part = single_file.read_part(file, single_file.VAE)
+            fill(vae, renamed(convert_ldm_vae_checkpoint, part, vae.config))
             encoders = [_encoder(file, encoder, known[encoder.name]) for encoder in single_file.ENCODERS[family]]
         tokenizers = [Tokenizer.from_merges(configs / single_file.MERGES, e.pad) for e in single_file.ENCODERS[family]]
         texts = _texts([ready(encoder, *where) for encoder in encoders], [Words.of(t) for t in tokenizers])

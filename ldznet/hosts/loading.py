@@ -6,14 +6,15 @@ Classes of diffusers and transformers come as arguments, so it imports neither; 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..checkpoints.formats import listing
+from ..errors import CheckpointError, cause, shown
 
 
 def placed(device: torch.device | str | None, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
@@ -27,9 +28,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"Expected a diffusers folder with {path.parent.name}/{path.name}, found none in {path}.")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"Expected JSON in {path}, got: {error}.") from error
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise CheckpointError(f"Expected JSON in {path}, got: {cause(error)}.") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"Expected a configuration in {path}, got {shown(repr(config))}.")
+    return config
 
 
 def pretrained(kind: Any, folder: Path) -> Any:
@@ -38,8 +42,10 @@ def pretrained(kind: Any, folder: Path) -> Any:
     variant = None if any("." not in file.stem for file in files) else "fp16"
     try:
         model, report = kind.from_pretrained(folder, variant=variant, local_files_only=True, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"Expected the weights of a {kind.__name__} in {folder}, got: {error}") from error
+    except Exception as error:  # of what is in the files, and of what is not
+        raise CheckpointError(
+            f"Expected the weights of a {kind.__name__} in {folder}, got: {cause(error)} Download the folder again."
+        ) from error
     if report["missing_keys"]:
         raise CheckpointError(
             f"Expected a whole {kind.__name__} in {folder}, {listed(report['missing_keys'])} missing."
@@ -53,14 +59,31 @@ def ready(module: Any, device: torch.device, dtype: torch.dtype) -> Any:
     return module.eval().requires_grad_(False)
 
 
+def renamed(
+    convert: Callable[[dict[str, Tensor], Any], dict[str, Tensor]], state: dict[str, Tensor], config: Any
+) -> dict[str, Tensor]:
+    """`state` under diffusers' names, by one of its own functions. Raises CheckpointError where that finds none."""
+    try:
+        return convert(state, config)
+    except Exception as error:  # it counts on published names
+        raise CheckpointError(
+            f"Expected the names of a published Stable Diffusion, got others ({type(error).__name__}: {cause(error)}). "
+            "Take the model's diffusers folder, which says what it is."
+        ) from error
+
+
 def fill(module: Any, state: Mapping[str, Tensor]) -> None:
     """Makes the tensors of `state` those of a module on the meta device, if names and shapes are exactly its own."""
     expected = module.state_dict()
+    state = {name: tensor for name, tensor in state.items() if tensor is not None}  # as diffusers marks what it misses
     wrong = [f"{name} missing" for name in expected if name not in state]
     wrong += [f"{name} unexpected" for name in state if name not in expected]
     for name in expected.keys() & state.keys():
-        if state[name].shape != expected[name].shape:
-            wrong.append(f"{name} {tuple(state[name].shape)} for {tuple(expected[name].shape)}")
+        got, wanted = state[name], expected[name]
+        if got.shape != wanted.shape:
+            wrong.append(f"{name} {tuple(got.shape)} for {tuple(wanted.shape)}")
+        elif got.is_floating_point() != wanted.is_floating_point():
+            wrong.append(f"{name} {got.dtype} for {wanted.dtype}")
     if wrong:
         raise CheckpointError(
             f"Expected the published weights of a {type(module).__name__}, got {listed(wrong)}. "
@@ -84,5 +107,4 @@ def _prefixed(model: Any, name: str) -> str:
 
 def listed(names: Sequence[str], most: int = 5) -> str:
     """The first few of `names`, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(sorted(names)[:most]) + more
+    return listing(sorted(names), most)

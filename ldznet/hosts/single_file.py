@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..checkpoints.files import TensorFile, open_safetensors, sniff
-from ..checkpoints.formats import TensorInfo
+from ..checkpoints.formats import TensorInfo, listing
 from ..checkpoints.pickles import open_pickle
 from ..clip_bpe import END
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 V_PREDICTION = "v_pred"  # an empty tensor of this name marks v-prediction, as ComfyUI reads it
@@ -58,7 +58,9 @@ CONFIGURATIONS = {  # of each network, in this folder: what a file lacks
     },
 }
 MERGES = "sd1/clip_merges.txt.gz"  # one vocabulary serves all of them
-LAYER = re.compile(r"transformer\.resblocks\.(\d+)\.")
+MOST_TENSORS = 4000  # of a network; SDXL's UNet has 1,680. Turning names into diffusers' takes their number squared
+ODD = re.compile(r"\d{3}")  # in a name: no network has a hundred blocks or layers
+LAYER = re.compile(r"transformer\.resblocks\.(\d{1,4})\.")
 OPEN_CLIP = (  # names there, and in transformers
     ("transformer.resblocks.", "encoder.layers."),
     ("token_embedding.", "embeddings.token_embedding."),
@@ -85,15 +87,16 @@ def unet_facts(tensors: Mapping[str, TensorInfo]) -> dict[str, Any]:
     Raises CheckpointError for a file without a UNet that reads text.
     """
     shapes = {name.removeprefix(UNET): info.shape for name, info in tensors.items() if name.startswith(UNET)}
-    widths = [shape[-1] for name, shape in shapes.items() if "attn2.to_k" in name]
-    if not widths or "input_blocks.0.0.weight" not in shapes:
-        names = ", ".join(list(tensors)[:3]) or "no tensor"
+    widths = [shape[-1] for name, shape in shapes.items() if "attn2.to_k" in name and len(shape) == 2]
+    first = shapes.get("input_blocks.0.0.weight", ())
+    if not widths or len(first) != 4:
         raise CheckpointError(
-            f"Expected a Stable Diffusion checkpoint with {UNET}input_blocks.…, got a file with {names}, …."
+            f"Expected a Stable Diffusion checkpoint with {UNET}input_blocks.…, got a file with "
+            f"{listing(list(tensors), 3) or 'no tensor'}."
         )
     return {
         "cross_attention_dim": widths[0],
-        "in_channels": shapes["input_blocks.0.0.weight"][1],
+        "in_channels": first[1],
         "use_linear_projection": any(len(s) == 2 for name, s in shapes.items() if name.endswith("proj_in.weight")),
         "addition_embed_type": "text_time" if any(name.startswith("label_emb.") for name in shapes) else None,
     }
@@ -106,11 +109,18 @@ def prediction_type(tensors: Mapping[str, TensorInfo]) -> str:
 
 def read_part(file: TensorFile, prefix: str) -> dict[str, Tensor]:
     """The tensors of one network, under their names in the file; raises CheckpointError where there are none."""
-    found = {name: file.read(name) for name in file.tensors if name.startswith(prefix)}
+    names = [name for name in file.tensors if name.startswith(prefix)]
+    odd = [name for name in names if ODD.search(name)]
+    if odd or len(names) > MOST_TENSORS:
+        raise CheckpointError(
+            f"Expected a published network under {prefix}… in {shown(file.path.name)}, got {len(names):,} tensors such "
+            f"as {listing(odd or names, 3)}: take another file."
+        )
+    found = {name: file.read(name) for name in names}
     if not found:
         raise CheckpointError(
             f"Expected a whole checkpoint with UNet, VAE and text encoder, found nothing under {prefix}… in "
-            f"{file.path.name}: take the full file or a diffusers folder."
+            f"{shown(file.path.name)}: take the full file or a diffusers folder."
         )
     return found
 
