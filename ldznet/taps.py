@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .contracts import Block
+from .contracts import Block, TapSpec
 from .errors import TapError
 
 SPATIAL_TRANSFORMERS = ("SpatialTransformer", "Transformer2DModel")  # LDM, ComfyUI, A1111, Forge; diffusers
@@ -73,6 +73,24 @@ def spatial_transformers(unet: nn.Module) -> dict[str, nn.Module]:
             if block is not None:
                 found[block] = module
     return {str(block): found[block] for block in sorted(found, key=lambda b: b.order)}
+
+
+def ldm_specs(unet: Any) -> dict[str, TapSpec]:
+    """Every tap of a UNet under the LDM's names (ComfyUI, A1111, the Forges): channels from its transformer, stride
+    from the down- and upsamplers passed."""
+
+    def passed(blocks: Any, kind: str) -> int:
+        return sum(type(layer).__name__ == kind for block in blocks for layer in block)
+
+    down = passed(unet.input_blocks, "Downsample")
+
+    def level(block: Block) -> int:
+        if block.stage == "input":
+            return passed(unet.input_blocks[: block.index], "Downsample")
+        return down - (passed(unet.output_blocks[: block.index], "Upsample") if block.stage == "output" else 0)
+
+    modules: dict[str, Any] = spatial_transformers(unet)
+    return {name: TapSpec(name, m.norm.num_channels, 2 ** level(Block.parse(name))) for name, m in modules.items()}
 
 
 @contextlib.contextmanager

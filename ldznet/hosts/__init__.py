@@ -24,7 +24,8 @@ Dtype = torch.dtype | None
 
 
 def open_host(source: Any, *, device: Device = None, dtype: Dtype = None) -> Host:
-    """The host of `source`: "tiny", a diffusers folder, a checkpoint in one file, or a loaded pipeline.
+    """The host of `source`: "tiny", a diffusers folder, a checkpoint in one file, a loaded pipeline,
+    or the `sd_model` of A1111 or a Forge.
 
     Weights go to `device` (None: the CPU) as `dtype` (None: float32 on a CPU, float16 elsewhere). A pipeline is used
     where and as it is: neither may be given. Raises InputError for a source of no known kind, HostError for a model
@@ -61,6 +62,14 @@ def _pipeline(source: Any, device: Device, dtype: Dtype) -> Host:
     return _diffusers_host().from_pipeline(source)
 
 
+def _webui(source: Any, device: Device, dtype: Dtype) -> Host:
+    from .webui import open_webui
+
+    if device is not None or dtype is not None:
+        raise InputError("Expected no device and no dtype with a host's loaded model, got one: the host decides both.")
+    return open_webui(source)
+
+
 def _diffusers_host() -> Any:
     try:
         from .hf_diffusers import DiffusersHost
@@ -88,6 +97,12 @@ def _is_pipeline(source: Any) -> bool:
     return any(hasattr(source, part) for part in ("unet", "vae", "transformer"))
 
 
+def _is_webui(source: Any) -> bool:
+    from .webui import is_loaded
+
+    return not _is_path(source) and is_loaded(source)
+
+
 def _described(source: Any) -> str:
     if not _is_path(source):
         return f"a {type(source).__name__}"
@@ -103,4 +118,5 @@ HOSTS: dict[str, tuple[Callable[[Any], bool], Callable[[Any, Device, Dtype], Hos
     "a diffusers folder": (_is_folder, _folder),
     "a single-file checkpoint": (_is_single_file, _single_file),
     "a loaded diffusers pipeline": (_is_pipeline, _pipeline),
+    "the model that A1111 or a Forge has loaded": (_is_webui, _webui),
 }

@@ -29,7 +29,6 @@ from ..config import HeadConfig
 from ..contracts import (
     FAMILIES,
     PUBLISHED_WIDTHS,
-    Block,
     Conditioning,
     Host,
     Observer,
@@ -41,7 +40,7 @@ from ..contracts import (
 from ..errors import HostError
 from ..models import LDZNet, TrainedHead
 from ..shapes import PIXELS_PER_LATENT, Float, Int
-from ..taps import exclusively, extract_taps, spatial_transformers
+from ..taps import exclusively, extract_taps, ldm_specs
 from ..tinyworld import world
 from .comfyui_capture import calling_into, sampling_into
 from .comfyui_world import TinySD15, patcher
@@ -139,7 +138,7 @@ class ComfyHost:
         self.model, self.clip, self.vae = model, clip, vae
         self.family = family_of(model)
         self.context_dim: int = model.model.model_config.unet_config["context_dim"]
-        self.specs: Mapping[str, TapSpec] = tap_specs(_unet(model))
+        self.specs: Mapping[str, TapSpec] = ldm_specs(_unet(model))
         self.device: torch.device = model.load_device
         self.dtype = torch.float32
 
@@ -315,23 +314,6 @@ def model_space(model: Any, vae_latents: Float[Tensor, "b 4 h w"]) -> Float[Tens
 def latent_channels(model: Any) -> int:
     """Of a MODEL's latents: 4 for every Stable Diffusion up to SDXL, inpainting models too."""
     return model.model.latent_format.latent_channels
-
-
-def tap_specs(unet: Any) -> dict[str, TapSpec]:
-    """Every tap of a ComfyUI UNet: channels from its transformer, stride from the down- and upsamplers passed."""
-
-    def passed(blocks: Any, kind: str) -> int:
-        return sum(type(layer).__name__ == kind for block in blocks for layer in block)
-
-    down = passed(unet.input_blocks, "Downsample")
-
-    def level(block: Block) -> int:
-        if block.stage == "input":
-            return passed(unet.input_blocks[: block.index], "Downsample")
-        return down - (passed(unet.output_blocks[: block.index], "Upsample") if block.stage == "output" else 0)
-
-    modules: dict[str, Any] = spatial_transformers(unet)
-    return {name: TapSpec(name, m.in_channels, 2 ** level(Block.parse(name))) for name, m in modules.items()}
 
 
 def capturing(host: ComfyHost, config: HeadConfig | AttentionConfig) -> tuple[Any, Capture]:

@@ -1,6 +1,6 @@
 """Which Stable Diffusion a UNet is, by its configuration as diffusers writes it. Imports contracts and errors.
 
-`hf_diffusers` and `comfyui` import it; nothing here needs diffusers or comfy.
+`hf_diffusers`, `comfyui` and `webui` import it; nothing here needs any of their libraries.
 """
 
 from __future__ import annotations
@@ -8,9 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ..contracts import FAMILIES, PUBLISHED_WIDTHS, named_width
 from ..errors import HostError
+from ..shapes import Float
 
+GREY = (0.8223, -0.6876, 0.6364, 0.1380)  # model-space latents of a grey image, ComfyUI's blank_inpaint_image_like
 IN_CHANNELS = (4, INPAINTING_CHANNELS := 9)  # the latents; for inpainting a mask and the masked image's latents too
 
 # What a UNet of each family is, where that is one of diffusers' defaults or tells it from other families and variants.
@@ -42,6 +47,12 @@ def family_of(config: Mapping[str, Any]) -> str:
     if config.get("in_channels", 4) not in IN_CHANNELS:
         raise no_host(f"one of {config['in_channels']} input channels, where {title} has 4, or 9 to inpaint")
     return family
+
+
+def inpainting_part(latents: Float[Tensor, "b 4 h w"]) -> Float[Tensor, "b 5 h w"]:
+    """What an inpainting UNet gets with its latents where all is to be painted: a mask of ones, and a grey image."""
+    grey = latents.new_tensor(GREY)[None, :, None, None].expand_as(latents)
+    return torch.cat([torch.ones_like(latents[:, :1]), grey], dim=1)
 
 
 def _values(value: Any) -> set[Any]:

@@ -26,12 +26,10 @@ from ..shapes import PIXELS_PER_LATENT, Float, Int
 from ..taps import extract_taps, spatial_transformers
 from . import single_file
 from .encoders import OneEncoder, Texts, TwoEncoders, Words, added, evaluating
-from .families import INPAINTING_CHANNELS, family_of, no_host, require_epsilon
+from .families import INPAINTING_CHANNELS, family_of, inpainting_part, no_host, require_epsilon
 from .loading import fill, fill_text_encoder, placed, pretrained, read_json, ready, renamed
 
 CONFIGURATIONS = Path(__file__).parent  # sd1, sd2 and sdxl: what a single file lacks
-
-GREY = (0.8223, -0.6876, 0.6364, 0.1380)  # model-space latents of a grey image, ComfyUI's blank_inpaint_image_like
 
 Device = torch.device | str | None
 
@@ -191,7 +189,7 @@ class DiffusersHost:
         sample = latents.to(self.device, self.dtype)
         extras = {"added_cond_kwargs": added(conditioning, sample)} if self.family == "sdxl" else {}
         if self._unet.config.in_channels == INPAINTING_CHANNELS:
-            sample = _for_inpainting(sample)
+            sample = torch.cat([sample, inpainting_part(sample)], dim=1)
         context, timesteps = conditioning.context.to(self.device, self.dtype), timesteps.to(self.device)
         run = self._unet.forward  # past `unet.compile()`, inside which hooks would not run
         return lambda: run(sample, timesteps, context, return_dict=False, **extras)
@@ -227,12 +225,6 @@ def tap_specs(unet: Any) -> dict[str, TapSpec]:
 def _require_latents(latents: Tensor) -> None:
     if latents.ndim != 4 or latents.shape[1] != 4:
         raise InputError(f"Expected latents b 4 h w in model space, got {tuple(latents.shape)}.")
-
-
-def _for_inpainting(latents: Float[Tensor, "b 4 h w"]) -> Float[Tensor, "b 9 h w"]:
-    """With a mask of ones (all is to be painted) and a grey image behind it, as hosts do for text-to-image."""
-    grey = latents.new_tensor(GREY)[None, :, None, None].expand_as(latents)
-    return torch.cat([latents, torch.ones_like(latents[:, :1]), grey], dim=1)
 
 
 def _family_of_folder(folder: Path) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hosts import small
+from hosts import small, webuis
 from torch import nn
 
 from ldznet.contracts import Host
@@ -39,6 +39,9 @@ HOSTS: dict[str, Callable[[Path], Host]] = {
     "single file": lambda folder: small.host(folder),
     "diffusers folder": lambda folder: open_host(small.diffusers_folder(folder)),
     "pipeline": lambda folder: open_host(small.pipeline(folder)),
+    "A1111": lambda folder: open_host(webuis.a1111()),
+    "Forge": lambda folder: open_host(webuis.forge()),
+    "reForge": lambda folder: open_host(webuis.reforge()),
 }
 LATENT_SIZES = {"square": (1, 16, 16), "wide, batch 2": (2, 16, 24), "odd": (2, 13, 18), "narrow": (1, 8, 64)}
 BLOCKS = ("input.8", "middle.0", "output.3", "output.4", "output.5")
