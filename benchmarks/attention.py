@@ -23,7 +23,8 @@ import torch
 from ldznet import Predictor, load_head, masks
 from ldznet.attention import CONFIGS, AttentionHead, Presence
 from ldznet.attention.denoising import least_gain, text_errors, without_each_word
-from ldznet.attention.head import Found, read_prompt
+from ldznet.attention.finding import Found, found_in
+from ldznet.attention.head import attend
 from ldznet.attention.presence import MEASURES, agreement
 from ldznet.attention.prompts import Prompt, prompts_of
 from ldznet.data import TinyWorldDataset
@@ -195,7 +196,8 @@ def read_together(host: TinyHost, latents: torch.Tensor, phrases: Sequence[str])
     def passed(clean: torch.Tensor, seed: int, timestep: int, prompt: Prompt) -> Found:
         steps = torch.tensor([timestep])
         noisy = host.add_noise(clean, seeded_noise(tuple(latents.shape), seed), steps)
-        return read_prompt(host, noisy, steps, prompt, TINY)
+        size = (clean.shape[2], clean.shape[3])
+        return found_in(attend(host, noisy, steps, prompt, TINY), prompt, TINY, host.specs, size)
 
     for prompt in prompts_of(phrases, TINY, host.tokenize):
         first = passed(latents, 0, TINY.timestep, prompt)

@@ -22,7 +22,7 @@ from .attention.reading import Attention, reading_attention
 from .config import HeadConfig
 from .contracts import TapSpec
 from .errors import TapError
-from .shapes import Float, Size
+from .shapes import Float, Size, tap_size
 from .taps import reading
 
 FAR = 150  # timesteps between the captured step and the head's own, beyond which masks suffer
@@ -124,24 +124,26 @@ class Capture:
             self._running = before
 
     def call(self, unet: Any, size: Size, step: float, keys: Sequence[Any], execute: Callable[[], Any]) -> Any:
-        """What `execute` returns, a UNet call at timestep `step` over latents of `size`; reads of it what is wanted."""
+        """What `execute` returns, a UNet call at timestep `step` over latents of `size`; reads of it what is wanted.
+
+        It runs once, undisturbed, whatever another pack makes of it: what that skips, merges or tiles is not read.
+        """
         run = self._running
         if run is None:
             return execute()
         distance = abs(step - self.timestep)
-        shares = run.wanted(distance, keys, size)
-        answer = execute
-        try:
-            with self._reading(run, unet, size, step, keys, shares) as kept:
-                answer = execute()
-        except TapError:  # a pack that skips or merges what is read: then this call leaves nothing
-            return execute() if answer is execute else answer
-        if shares:
+        with contextlib.ExitStack() as stack:
+            try:
+                kept = stack.enter_context(self._reading(run, unet, size, step, keys, run.wanted(distance, keys, size)))
+            except TapError:  # a UNet of another build
+                return execute()
+            answer = execute()
+        if kept:
             run.keep(step, distance, kept)
         return answer
 
     def returned(self, samples: Float[Tensor, "b 4 h w"]) -> list[Run]:
-        """The runs that returned `samples`, in the scale of the host's own latents."""
+        """The runs that returned `samples`, in the scale of the host's own latents; the latest last."""
         return [run for run in self.done.values() if any(same(samples, known) for known in run.samples)]
 
     @contextlib.contextmanager
@@ -155,8 +157,9 @@ class Capture:
             return
         with reading(unet, self.blocks, end_early=False) as taps:
             yield kept
-        of_all = _by_key(taps, keys)
-        kept.update({keys[i]: of_all[keys[i]] for i in shares})
+        if set(taps) == set(self.blocks):
+            of_all = _by_key(taps, keys)
+            kept.update({keys[i]: of_all[keys[i]] for i in shares})
 
 
 class AttentionCapture(Capture):
@@ -164,16 +167,12 @@ class AttentionCapture(Capture):
 
     Of each step the first call counts: guidance that disturbs the attention calls again."""
 
-    def __init__(
-        self,
-        model: Any,
-        cross_blocks: Sequence[str],
-        self_blocks: Sequence[str],
-        specs: Mapping[str, TapSpec],
-        timestep: int,
-    ) -> None:
-        super().__init__(model, (ATTENTION,), timestep)
-        self.cross_blocks, self.self_blocks, self.specs = tuple(cross_blocks), tuple(self_blocks), specs
+    def __init__(self, model: Any, config: AttentionConfig, specs: Mapping[str, TapSpec]) -> None:
+        """Of what a head of `config` reads in a host with `specs`."""
+        super().__init__(model, (ATTENTION,), config.timestep)
+        self.config, self.specs = config, specs
+        self.cross_blocks = blocks_at((*config.coarse, *config.fine), specs)
+        self.self_blocks = blocks_at(config.self_attention, specs) if config.steps else ()
 
     @contextlib.contextmanager
     def _reading(
@@ -187,16 +186,26 @@ class AttentionCapture(Capture):
             return
 
         def choose(output: Tensor) -> Tensor:
+            if len(output) % len(keys):
+                raise TapError(f"Expected rows in {len(keys)} equal shares, got {len(output)}.")
             return torch.cat([output.chunk(len(keys))[i] for i in positive])
 
-        self_blocks = self.self_blocks if shares else ()
+        self_blocks = self.self_blocks if shares and self._fits(size) else ()
         with reading_attention(unet, self.cross_blocks, self_blocks, self.specs, size, False, choose) as attention:
             yield kept
+        if set(attention.cross) != set(self.cross_blocks):
+            return
         chosen = [keys[i] for i in positive]
         for key, maps in _by_key(attention.cross, chosen).items():
             run.average(key, step, maps)
-        of_all = _by_key(attention.self_attention, chosen)
-        kept.update({keys[i]: of_all[keys[i]] for i in shares if i in positive})
+        if set(attention.self_attention) == set(self.self_blocks):
+            of_all = _by_key(attention.self_attention, chosen)
+            kept.update({keys[i]: of_all[keys[i]] for i in shares if i in positive})
+
+    def _fits(self, size: Size) -> bool:
+        """Whether latents of `size` have few enough positions of self-attention."""
+        grids = [tap_size(size, self.specs[block].stride) for block in self.self_blocks]
+        return all(height * width <= self.config.most_positions for height, width in grids)
 
     def of_prompt(
         self, run: Run, prompt: Typed, phrases: Sequence[str], tokenize: Tokenize
@@ -220,9 +229,7 @@ def capture_for(config: HeadConfig | AttentionConfig, model: Any, specs: Mapping
     or the attention of all steps."""
     if isinstance(config, HeadConfig):
         return Capture(model, list(config.tap_specs), config.timestep)
-    cross_blocks = blocks_at((*config.coarse, *config.fine), specs)
-    self_blocks = blocks_at(config.self_attention, specs) if config.steps else ()
-    return AttentionCapture(model, cross_blocks, self_blocks, specs, config.timestep)
+    return AttentionCapture(model, config, specs)
 
 
 def same(samples: Tensor, known: Tensor) -> bool:

@@ -96,12 +96,13 @@ def ldm_specs(unet: Any) -> dict[str, TapSpec]:
 @contextlib.contextmanager
 def watching(
     modules: Mapping[str, nn.Module], read: Callable[[str, Any], None], end_early: bool = True
-) -> Iterator[None]:
+) -> Iterator[set[str]]:
     """Calls `read(name, output)` after each of `modules` ran inside; removes its hooks whatever happens.
 
-    With `end_early` the pass stops right after the last of them (and this context swallows what stopped it). Raises
-    TapError for one that never ran. `read` must not keep an output as it is: hosts change them in place. Passes of
-    other threads are neither read nor stopped.
+    With `end_early` the pass is the caller's own: it stops right after the last of them (and this context swallows what
+    stopped it), and one that never ran raises TapError. Without, it is somebody else's, who must not be disturbed: what
+    is yielded names those that have not run. `read` must not keep an output as it is: hosts change them in place.
+    Passes of other threads are neither read nor stopped.
     """
     silent, reader = set(modules), threading.get_ident()
 
@@ -121,11 +122,11 @@ def watching(
         for name, module in modules.items():
             handles.append(module.register_forward_hook(hook_for(name)))
         with contextlib.suppress(_Enough):
-            yield
+            yield silent
     finally:
         for handle in handles:
             handle.remove()
-    if silent:
+    if silent and end_early:
         names = ", ".join(name for name in modules if name in silent)
         raise TapError(f"Expected a tap from {names}, got none: it never ran. Is the UNet patched or cached?")
 
@@ -144,7 +145,8 @@ def transformers_of(unet: nn.Module, blocks: Sequence[str]) -> dict[str, nn.Modu
 def reading(unet: nn.Module, blocks: Sequence[str], end_early: bool = True) -> Iterator[dict[str, Tensor]]:
     """Fills a dict with a copy of each block's tap while `unet` runs inside; `watching` says the rest.
 
-    Raises TapError for a block that this UNet does not have, or that was asked for and never fired.
+    Raises TapError for a block that this UNet does not have, and for one that never fired, unless the pass is somebody
+    else's (without `end_early`): then that one is missing.
     """
     taps: dict[str, Tensor] = {}
 

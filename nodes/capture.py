@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..ldznet.attention import CapturedAttention
-from ..ldznet.capture import ATTENTION, AttentionCapture, Capture, Run
-from ..ldznet.hosts.comfyui_capture import notes_of, require_blocks, run_of
-from ..ldznet.models import CapturedTaps
-from ..ldznet.phrases import Phrase, terms_of
+from ..ldznet.capture import ATTENTION, AttentionCapture, Capture
+from ..ldznet.hosts.comfyui_capture import Seen, require_blocks, run_of, taps_of, words_of
 from ..ldznet.predictor import Predictor
 from ..ldznet.shapes import Float
 from ._boundary import Segmented, frame, require_latents, socket, vae_latents_of
@@ -162,63 +157,27 @@ class InnerCaptured(io.ComfyNode):
             host = comfyui.ComfyHost(capture.model, clip)
             with socket("head"):
                 predictor = Predictor(host, head.running(), progress=comfyui.Progress())
-            return captured_maps(predictor, Captured(capture, run, prompt), read_phrases(text), samples)
+            phrases = read_phrases(text)
+            if isinstance(capture, AttentionCapture):
+                with socket("text"):
+                    seen = words_of(capture, run, prompt, phrases, host)
+            else:
+                seen = taps_of(run, capture.timestep)
+            return captured_maps(predictor, seen, phrases, samples)
 
-        return io.NodeOutput(head.memo.get([run, clip, samples], (text, prompt), make))
-
-
-@dataclasses.dataclass(frozen=True)
-class Captured:
-    """A sampler's run in a capture, and the prompt that is said to have made it, if any."""
-
-    capture: Capture
-    run: Run
-    prompt: str | None = None
+        return io.NodeOutput(head.memo.get([run or capture, clip, samples], (text, prompt), make))
 
 
 def captured_maps(
-    predictor: Predictor, captured: Captured, phrases: Sequence[str], vae_latents: Float[Tensor, "b 4 h w"]
+    predictor: Predictor, seen: Seen, phrases: Sequence[str], vae_latents: Float[Tensor, "b 4 h w"]
 ) -> Segmented:
-    """Segments the latents (before the scale factor) that a captured run returned."""
+    """Segments the latents (before the scale factor) of a sampler by what was `seen` of its run, else by passes."""
     from ..ldznet.hosts import comfyui
 
-    capture, run = captured.capture, captured.run
-    notes = notes_of(capture, run)
-    latents = comfyui.model_space(capture.model, vae_latents)
-    seen: CapturedAttention | CapturedTaps | None
-    if isinstance(capture, AttentionCapture):
-        seen, more = _spoken(predictor, captured, capture, phrases)
-        notes += more
-    else:
-        seen = CapturedTaps(_taps(run, predictor, latents))
+    host: Any = predictor.host
     with socket("latent"):
-        predictor.set_latents(latents, captured=seen)
+        predictor.set_latents(comfyui.model_space(host.model, vae_latents), captured=seen.captured)
     with socket("text"):
         result = predictor.predict(phrases)
-    if not run.rows and not isinstance(capture, AttentionCapture):
-        result = dataclasses.replace(result, scores=torch.zeros_like(result.scores))
     _, size, offset = frame(vae_latents, None)
-    return Segmented(at_rest(result, comfyui.outputs_device()), size, offset, tuple(notes))
-
-
-def _spoken(
-    predictor: Predictor, captured: Captured, capture: AttentionCapture, phrases: Sequence[str]
-) -> tuple[CapturedAttention | None, list[str]]:
-    """The attention to those phrases that stand in the prompt; and lines for the report."""
-    host: Any = predictor.host
-    if not captured.prompt:
-        return None, ["no prompt connected: all phrases took a pass of the UNet"]
-    terms = terms_of([Phrase.parse(phrase) for phrase in phrases])
-    seen = capture.of_prompt(captured.run, host.typed(captured.prompt), terms, host.tokenize)
-    if seen is None:
-        return None, ["the prompt is not the text that was sampled with: all phrases took a pass of the UNet"]
-    words = ", ".join(f'"{phrase}"' for phrase in seen.prompt.phrases)
-    return seen, [f"read from the sampling itself: {words or 'no phrase, none stands in the prompt'}"]
-
-
-def _taps(run: Run, predictor: Predictor, latents: Tensor) -> dict[str, Tensor]:
-    """The run's taps; of zeros where only crops ran, since nothing will be found then."""
-    if run.rows:
-        return run.taps()
-    sizes = {block: spec.channels for block, spec in predictor.config.tap_specs.items()}
-    return {block: latents.new_zeros(len(latents), channels, 1, 1) for block, channels in sizes.items()}
+    return Segmented(at_rest(result, comfyui.outputs_device()), size, offset, tuple(seen.notes))

@@ -43,6 +43,16 @@ class CapturedAttention:
         parts = ({block: maps[images] for block, maps in part.items()} for part in self.attention)
         return dataclasses.replace(self, attention=Attention(*parts))
 
+    def lacks_links(self, config: AttentionConfig) -> bool:
+        """Whether its maps have to be propagated along self-attention that was not read: merged, tiled or skipped."""
+        return bool(config.steps and self.prompt.phrases and not self.attention.self_attention)
+
+    def linked(self, links: Mapping[str, Tensor], latent_size: Size) -> CapturedAttention:
+        """With the self-attention of another pass, over latents of `latent_size`."""
+        device = next(iter(self.attention.cross.values())).device
+        placed = {block: maps.to(device) for block, maps in links.items()}
+        return dataclasses.replace(self, attention=Attention(self.attention.cross, placed), latent_size=latent_size)
+
     def by_phrase(
         self, config: AttentionConfig, specs: Mapping[str, TapSpec], latents: Float[Tensor, "b 4 h w"]
     ) -> dict[str, tuple[Float[Tensor, "b h w"], Float[Tensor, " b"]]]:

@@ -1,7 +1,7 @@
 """The training-free head: a mask from the attention of whatever Stable Diffusion is loaded. Imports no host.
 
-Keeps `contracts.Head`; the recipe is iSeg's propagation with GoCA's per-pixel rescaling, step by step in
-`read_prompt`, with the constants of `AttentionConfig`.
+Keeps `contracts.Head`; the recipe is iSeg's propagation with GoCA's per-pixel rescaling: `attend` runs a pass,
+`finding.found_in` makes maps of what it shows, with the constants of `AttentionConfig`.
 """
 
 from __future__ import annotations
@@ -62,29 +62,39 @@ class AttentionHead(nn.Module):
         for latents beyond `most_positions`.
         """
         assert latents is not None
-        clean = latents.to(host.dtype)
+        config, clean = self.head_config, latents.to(host.dtype)
+        seen = cast("CapturedAttention | None", captured)
+        spoken = () if seen is None else seen.prompt.phrases
+        others = [phrase for phrase in phrases if phrase not in spoken]
+        lacking = seen is not None and seen.lacks_links(config)
+        asked = others or (spoken if lacking else ())
+        found, links = self._by_passes(cast(AttentionHost, host), clean, asked, timestep, seed)
         known: dict[str, tuple[Tensor, Tensor]] = {}
-        if captured is not None:
-            known = cast(CapturedAttention, captured).by_phrase(self.head_config, host.specs, clean)
-        others = [phrase for phrase in phrases if phrase not in known]
+        if seen is not None:
+            seen = seen.linked(links, (clean.shape[2], clean.shape[3])) if lacking else seen
+            known = seen.by_phrase(config, host.specs, clean)
         if others:
-            maps, scores = self._by_passes(cast(AttentionHost, host), clean, others, timestep, seed)
+            maps = torch.cat([logits_of(part, config) for part in found], dim=1)
+            scores = score(measured(cast(AttentionHost, host), clean, others, found, config, seed), config.presence)
             known |= {phrase: (maps[:, i], scores[:, i]) for i, phrase in enumerate(others)}
         logits, scores = (torch.stack([known[phrase][part] for phrase in phrases], dim=1) for part in (0, 1))
         return logits.float(), scores.float()
 
     def _by_passes(
         self, host: AttentionHost, latents: Tensor, phrases: Sequence[str], timestep: int, seed: int
-    ) -> tuple[Float[Tensor, "b p h w"], Float[Tensor, "b p"]]:
-        """Logits and scores from passes of the head's own, as few as hold all `phrases`."""
+    ) -> tuple[list[Found], dict[str, Tensor]]:
+        """What passes of the head's own find, as few as hold all `phrases`, and the self-attention of the first."""
         config = self.head_config
         steps = torch.full((len(latents),), timestep, dtype=torch.int64, device=latents.device)
         noise = seeded_noise((1, *latents.shape[1:]), seed).to(latents).expand_as(latents)
-        noisy = host.add_noise(latents, noise, steps)
-        prompts = prompts_of(phrases, config, host.tokenize)
-        found = [read_prompt(host, noisy, steps, prompt, config) for prompt in prompts]
-        logits = torch.cat([logits_of(part, config) for part in found], dim=1)
-        return logits, score(measured(host, latents, phrases, found, config, seed), config.presence)
+        noisy, size = host.add_noise(latents, noise, steps), (latents.shape[2], latents.shape[3])
+        found: list[Found] = []
+        links: dict[str, Tensor] = {}
+        for prompt in prompts_of(phrases, config, host.tokenize):
+            attention = attend(host, noisy, steps, prompt, config)
+            found.append(found_in(attention, prompt, config, host.specs, size))
+            links = links or attention.self_attention
+        return found, links
 
 
 def measured(
@@ -100,18 +110,6 @@ def measured(
     if name in MEASURES:
         return torch.cat([MEASURES[name](part.evidence) for part in found], dim=1)
     return gains(host, latents, config.opening, phrases, config.presence.timesteps, seed, RIVALS[name])
-
-
-def read_prompt(
-    host: AttentionHost,
-    latents: Float[Tensor, "b 4 h w"],
-    timesteps: Int[Tensor, " b"],
-    prompt: Prompt,
-    config: AttentionConfig,
-) -> Found:
-    """One pass for all phrases of `prompt`: steps 2 to 4 of the README beside this file."""
-    size = (latents.shape[2], latents.shape[3])
-    return found_in(attend(host, latents, timesteps, prompt, config), prompt, config, host.specs, size)
 
 
 def attend(

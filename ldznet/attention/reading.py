@@ -20,6 +20,7 @@ from ..shapes import Float, Size, tap_size
 from ..taps import exclusively, transformers_of, watching
 
 CROSS, SELF = "attn2", "attn1"  # their names in every host's transformer blocks
+PARTS = ("to_q", "to_k")  # what is read of each
 MOST_SCORES = 2**24  # attention scores held at once, over all heads: 64 MB in float32
 
 
@@ -37,18 +38,32 @@ class Attention(NamedTuple):
 class _Layer:
     """One attention layer: gathers its queries and keys, then makes its probabilities and lets both go."""
 
-    def __init__(self, name: str, module: nn.Module) -> None:
-        self.name, self.module = name, module
-        self.heads = _heads_of(name, module)
+    def __init__(self, block: str, number: int, kind: str, module: nn.Module) -> None:
+        self.name, self.block, self.kind, self.module = f"{block}.{number}.{kind}", block, kind, module
+        self.heads = _heads_of(self.name, module)
         self.parts: dict[str, Tensor] = {}
 
-    def take(self, part: str, output: Tensor) -> Tensor | None:
-        """The probabilities b n m as soon as both parts are there; `output` is its own to keep."""
+    def take(self, part: str, output: Tensor, pixels: Size) -> Tensor | None:
+        """The probabilities b n m as soon as both parts are there; `output` is its own to keep.
+
+        Raises TapError where they are not of `pixels`: tokens were merged, or pictures cut into tiles.
+        """
         self.parts[part] = output
         if len(self.parts) < 2:
             return None
         query, key = self.parts.pop("to_q"), self.parts.pop("to_k")
+        self._require_pixels(query, pixels)
+        if self.kind == SELF:
+            self._require_pixels(key, pixels)
+        if len(query) != len(key):
+            raise TapError(f"Expected as many rows of keys as of queries in {self.name}, got {len(key)}, {len(query)}.")
         return probabilities(query, key, self.heads)
+
+    def _require_pixels(self, part: Tensor, size: Size) -> None:
+        if part.shape[1] != size[0] * size[1]:
+            raise TapError(
+                f"Expected {size[0]} x {size[1]} tokens in {self.name}, got {part.shape[1]}. Switch token merging off."
+            )
 
 
 @torch.no_grad()
@@ -80,35 +95,35 @@ def reading_attention(
 
     With `end_early` the pass stops as soon as the last keys are known. Without it, a later run replaces what was read.
     `choose` copies the rows b of queries and keys that are read.
-    Raises TapError for a block without such attention, that never ran, or whose tokens are not its pixels (merged).
+    Raises TapError for a block without such attention. One that never ran, or whose tokens are not its pixels (merged,
+    or cut into tiles), raises it too, unless the pass is somebody else's (without `end_early`): then it is missing.
     """
-    modules: dict[str, nn.Module] = {}
-    layers: dict[str, tuple[str, _Layer]] = {}
-    for kind, blocks in ((CROSS, cross_blocks), (SELF, self_blocks)):
-        for block, transformer in transformers_of(unet, blocks).items():
-            for layer in _layers(block, transformer, kind):
-                for part in ("to_q", "to_k"):
-                    modules[f"{layer.name}.{part}"] = getattr(layer.module, part)
-                    layers[f"{layer.name}.{part}"] = (block, layer)
-    found = Attention({}, {})
-    means = {CROSS: _Mean(), SELF: _Mean()}
+    layers = {**_parts(unet, cross_blocks, CROSS), **_parts(unet, self_blocks, SELF)}
+    modules = {name: getattr(layer.module, _part(name)) for name, layer in layers.items()}
+    found, means, unreadable = Attention({}, {}), {CROSS: _Mean(), SELF: _Mean()}, set[str]()
 
     def read(name: str, output: Any) -> None:
-        block, layer = layers[name]
-        kind = CROSS if f".{CROSS}." in name else SELF
-        maps = layer.take(name.rpartition(".")[2], choose(output.detach()))
+        layer = layers[name]
+        pixels = tap_size(latent_size, specs[layer.block].stride)
+        try:
+            maps = layer.take(_part(name), choose(output.detach()), pixels)
+        except TapError:
+            if end_early:
+                raise
+            unreadable.add(name)
+            return
         if maps is None:
             return
-        height, width = tap_size(latent_size, specs[block].stride)
-        _require_pixels(maps, (height, width), name)
-        mean = means[kind].add(block, layer.name, maps)
-        if kind == CROSS:
-            found.cross[block] = rearrange(mean, "b (h w) n -> b n h w", h=height)
+        mean = means[layer.kind].add(layer.block, layer.name, maps)
+        if layer.kind == CROSS:
+            found.cross[layer.block] = rearrange(mean, "b (h w) n -> b n h w", h=pixels[0])
         else:
-            found.self_attention[block] = mean
+            found.self_attention[layer.block] = mean
 
-    with exclusively(unet), watching(modules, read, end_early):
+    with exclusively(unet), watching(modules, read, end_early) as silent:
         yield found
+    for name in silent | unreadable:
+        (found.cross if layers[name].kind == CROSS else found.self_attention).pop(layers[name].block, None)
 
 
 class _Mean:
@@ -130,15 +145,28 @@ class _Mean:
         return self.maps[block]
 
 
+def _parts(unet: nn.Module, blocks: Sequence[str], kind: str) -> dict[str, _Layer]:
+    """By the names of what is read, queries and keys, the layers of one kind that they belong to."""
+    found = {}
+    for block, transformer in transformers_of(unet, blocks).items():
+        for layer in _layers(block, transformer, kind):
+            found |= {f"{layer.name}.{part}": layer for part in PARTS}
+    return found
+
+
+def _part(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
 def _layers(block: str, transformer: nn.Module, kind: str) -> list[_Layer]:
     """A spatial transformer's attention layers of one kind: one in SD 1.x, up to ten in SDXL."""
     found = []
     for i, inner in enumerate(getattr(transformer, "transformer_blocks", ())):
         module = getattr(inner, kind, None)
-        has_both = all(isinstance(getattr(module, part, None), nn.Module) for part in ("to_q", "to_k"))
+        has_both = all(isinstance(getattr(module, part, None), nn.Module) for part in PARTS)
         if not isinstance(module, nn.Module) or not has_both:
             raise TapError(f"Expected to_q and to_k in {kind} of {block}, got none. Use a Stable Diffusion UNet.")
-        found.append(_Layer(f"{block}.{i}.{kind}", module))
+        found.append(_Layer(block, i, kind, module))
     if not found:
         raise TapError(f"Expected transformer blocks in {block}, got none. Use a Stable Diffusion UNet.")
     return found
@@ -149,10 +177,3 @@ def _heads_of(name: str, module: nn.Module) -> int:
     if not isinstance(heads, int):
         raise TapError(f"Expected the number of heads in {name}, got none. Use a Stable Diffusion UNet.")
     return heads
-
-
-def _require_pixels(maps: Tensor, size: Size, name: str) -> None:
-    if maps.shape[1] != size[0] * size[1]:
-        raise TapError(
-            f"Expected {size[0]} x {size[1]} tokens in {name}, got {maps.shape[1]}. Switch token merging off."
-        )

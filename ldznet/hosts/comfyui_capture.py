@@ -8,15 +8,33 @@ around each UNet call. Imports no comfy, so that stand-ins can test it; `comfyui
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from ..capture import FAR, Capture, Run
-from ..errors import HostError, InputError
+from ..capture import FAR, AttentionCapture, Capture, Run
+from ..contracts import Captured
+from ..errors import InputError
+from ..models import CapturedTaps
+from ..phrases import read, terms_of
 from ..shapes import Float
 
-CROPS = "not captured: every positive conditioning covers only a part of the picture"
+is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # not in the oldest torch that works here
+
+OWN_PASS = "; all phrases took a pass of the UNet"  # as Segment by Text takes it: masks are right, and cost one
+CROPS = "nothing was captured: every positive conditioning covers only a part of the picture"
+NOTHING = "nothing was captured while sampling: another node or pack caches, compiles or replaces the model's calls"
+UNKNOWN = (
+    "nothing was captured of this latent: no sampler with the captured model returned it as it is, or its result came "
+    "from the cache (then a new seed captures again)"
+)
+FORGOTTEN = (
+    "prompt is not connected: all phrases took a pass of the UNet; connect the text of the positive prompt, and its "
+    "words are read from the sampling itself"
+)
+OTHER_TEXT = "prompt is not the text that was sampled with: all phrases took a pass of the UNet"
+LINKS = "; self-attention from a pass of the UNet of its own, since another node or pack merges, tiles or skips it"
 
 
 def sampling_into(
@@ -56,7 +74,12 @@ def calling_into(capture: Capture) -> Any:
     """A wrapper of DIFFUSION_MODEL."""
 
     def call(executor: Any, x: Any, timesteps: Any, *rest: Any, **named: Any) -> Any:
-        """Around one UNet call; `timesteps` are what the UNet gets, 0..999 for SD 1.x."""
+        """Around one UNet call; `timesteps` are what the UNet gets, 0..999 for SD 1.x.
+
+        Nothing is read of a call that `torch.compile` traces: inside of it hooks run once, and never again.
+        """
+        if is_compiling():
+            return executor(x, timesteps, *rest, **named)
         options = next((part for part in rest if isinstance(part, dict) and "uuids" in part), None)
         options = options or named.get("transformer_options") or {}
         size, uuids = (x.shape[-2], x.shape[-1]), options.get("uuids") or []
@@ -71,21 +94,10 @@ def calling_into(capture: Capture) -> Any:
     return call
 
 
-def run_of(capture: Capture, samples: Float[Tensor, "b 4 h w"]) -> Run:
-    """The run that returned `samples` of a LATENT; raises HostError that says what to do where none or several did."""
+def run_of(capture: Capture, samples: Float[Tensor, "b 4 h w"]) -> Run | None:
+    """The latest run that returned `samples` of a LATENT, of several one that left something; None where none did."""
     fitting = capture.returned(samples)
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
-        raise HostError(
-            f"Expected one sampler run that returned this latent, got {len(fitting)}. Give each sampler its own "
-            "Capture node. (socket: latent)"
-        )
-    raise HostError(
-        f"Expected features captured while this latent was sampled, got none among {len(capture.done)} runs. Connect "
-        "the latent as the sampler with the captured model gave it, give each sampler its own Capture node, and if "
-        "its result came from the cache, change its seed once. (socket: capture)"
-    )
+    return next((run for run in reversed(fitting) if run.rows or run.means), fitting[-1] if fitting else None)
 
 
 def require_blocks(capture: Capture, blocks: Sequence[str]) -> None:
@@ -98,19 +110,47 @@ def require_blocks(capture: Capture, blocks: Sequence[str]) -> None:
         )
 
 
-def notes_of(capture: Capture, run: Run) -> list[str]:
-    """Lines for the report: nothing captured, or at a level of noise far from the head's."""
-    if not run.rows:
-        if run.cropped:
-            return [CROPS]
-        raise HostError(
-            "Expected features captured while sampling, got none: no UNet call ran its blocks for the positive "
-            "conditioning. Take out packs that cache or compile the model, or use Segment by Text. "
-            "(socket: capture)"
-        )
-    if run.distance > FAR:
-        return [
-            f"captured at t = {run.step:.0f}, {run.distance:.0f} from the head's {capture.timestep}: expect worse "
-            "masks; use more steps, or a higher denoise"
-        ]
-    return []
+class Seen(NamedTuple):
+    """What spares a head its passes, None where nothing does, and lines for the report."""
+
+    captured: Captured | None
+    notes: list[str]
+
+
+def taps_of(run: Run | None, timestep: int) -> Seen:
+    """Of a run, for a trained head of `timestep`."""
+    if run is None or not run.rows:
+        return Seen(None, [_reason(run)])
+    return Seen(CapturedTaps(run.taps()), _far(run, timestep))
+
+
+def words_of(capture: AttentionCapture, run: Run | None, prompt: str | None, phrases: Sequence[str], host: Any) -> Seen:
+    """Of a run, for the attention head: those terms of `phrases` that stand in `prompt`; `host` is a `ComfyHost`."""
+    if run is None or not run.means:
+        return Seen(None, [_reason(run)])
+    if not prompt:
+        return Seen(None, [FORGOTTEN])
+    seen = capture.of_prompt(run, host.typed(prompt), terms_of(read(phrases)), host.tokenize)
+    if seen is None:
+        return Seen(None, [OTHER_TEXT])
+    words = ", ".join(f'"{phrase}"' for phrase in seen.prompt.phrases)
+    lines = [f"read from the sampling itself: {words or 'no phrase, none stands in the prompt'}"]
+    if seen.lacks_links(capture.config):
+        return Seen(seen, [lines[0] + LINKS])
+    return Seen(seen, [*(_far(run, capture.timestep) if run.rows else []), *lines])
+
+
+def _reason(run: Run | None) -> str:
+    """Why a run left nothing."""
+    if run is None:
+        return UNKNOWN + OWN_PASS
+    return (CROPS if run.cropped else NOTHING) + OWN_PASS
+
+
+def _far(run: Run, timestep: int) -> list[str]:
+    if run.distance <= FAR:
+        return []
+    return [
+        f"captured at t = {run.step:.0f}, {run.distance:.0f} from the head's {timestep}: expect worse masks; use more "
+        "steps, or a higher denoise"
+    ]

@@ -80,4 +80,21 @@ class _Cached:
         return sampling.calculate_denoised(sigma, unet.out(h).float(), x)
 
 
-NODES = {"ProbeBeside": ProbeBeside}
+class ProbeLater:
+    """`value`, as soon as `after` is there: the order in which a graph runs is not its own otherwise."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("LATENT",), "wait", "probe"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"value": ("LATENT",), "after": ("*", {})}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, input_types):
+        return True
+
+    def wait(self, value, after):
+        return (value,)
+
+
+NODES = {node.__name__: node for node in (ProbeBeside, ProbeLater)}
