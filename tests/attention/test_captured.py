@@ -11,14 +11,16 @@ from hosts import small
 from ldznet import Predictor
 from ldznet.attention import CONFIGS, AttentionHead, CapturedAttention, Presence
 from ldznet.attention.config import blocks_at
-from ldznet.attention.head import found_in, logits_of
-from ldznet.attention.prompts import Prompt, spoken
+from ldznet.attention.finding import found_in, logits_of
+from ldznet.attention.head import attend
+from ldznet.attention.prompts import Prompt, prompts_of, spoken
 from ldznet.attention.reading import Attention, reading_attention
 from ldznet.capture import AttentionCapture, Run, Typed
 from ldznet.clip_bpe import Tokenizer
 from ldznet.errors import InputError, TapError
-from ldznet.hosts.comfyui_capture import notes_of
 from ldznet.hosts.tiny import TinyHost
+from ldznet.schedule import seeded_noise
+from ldznet.taps import transformers_of
 
 CLIP = Tokenizer.from_merges(small.MERGES)
 CONFIG = dataclasses.replace(CONFIGS["tiny"], presence=Presence(), steps=2)
@@ -26,8 +28,7 @@ TEXT = "a photo of a red star on grass"
 
 
 def capture_of(host: TinyHost) -> AttentionCapture:
-    cross, self_blocks = (blocks_at(places, host.specs) for places in (CONFIG.coarse, CONFIG.self_attention))
-    return AttentionCapture(None, cross, self_blocks, host.specs, timestep=CONFIG.timestep)
+    return AttentionCapture(None, CONFIG, host.specs)
 
 
 def latents(batch: int, seed: int = 0) -> torch.Tensor:
@@ -73,7 +74,6 @@ def test_cross_attention_is_the_mean_and_self_attention_the_nearest_step_s(host:
                 kept.self_attention[block][image : image + 1], each[2].self_attention[block], atol=1e-5, rtol=0
             )
     assert run.step == 40
-    assert notes_of(capture, run) == []
 
 
 @torch.no_grad()
@@ -109,19 +109,82 @@ def test_a_text_that_was_repeated_to_fit_counts_once(host: TinyHost) -> None:
 
 
 def test_merged_tokens_leave_the_picture_and_nothing_else(host: TinyHost) -> None:
-    """What ToMe does: fewer tokens than pixels. The call runs once more, unread."""
+    """What ToMe does: fewer tokens than pixels. The call runs once, undisturbed."""
     capture = capture_of(host)
     run = Run({"p": 1.0}, (32, 32), {"p": host.encode_text([TEXT])}, nearest=0)
-    x, when = latents(1), torch.tensor([40])
+    x, when, runs = latents(1), torch.tensor([40]), []
+
+    def call() -> torch.Tensor:
+        runs.append(1)
+        return host.models.unet(x, when, host.encode_text([TEXT]))
+
     with capture.running("sampler", run), torch.no_grad():
-        out = capture.call(
-            host.models.unet, (32, 32), 40, ["p"], lambda: host.models.unet(x, when, host.encode_text([TEXT]))
-        )
-        assert torch.equal(out, host.models.unet(x, when, host.encode_text([TEXT])))
-    with pytest.raises(Exception, match="got none"):
-        notes_of(capture, run)
+        assert torch.equal(capture.call(host.models.unet, (32, 32), 40, ["p"], call), call())
+    assert len(runs) == 2
+    assert (run.means, run.rows) == ({}, {})
     with pytest.raises(TapError), reading_attention(host.models.unet, capture.cross_blocks, (), host.specs, (32, 32)):
-        host.models.unet(x, when, host.encode_text([TEXT]))
+        call()
+
+
+def unlinked(host: TinyHost) -> CapturedAttention:
+    """As `seen`, where another pack merges the tokens of the self-attention that is read."""
+    capture = capture_of(host)
+    capture.self_blocks = ("output.7",)
+    capture.specs = {**host.specs, "output.7": host.specs["output.7"]._replace(stride=4)}
+    run = sampled(host, capture)
+    assert set(run.means["p"]) == set(capture.cross_blocks)
+    assert run.rows == {}
+    captured = of_prompt(host, capture, run)
+    assert captured.lacks_links(CONFIG)
+    return captured
+
+
+def test_self_attention_that_was_not_read_takes_a_pass(host: TinyHost, passes: list[int]) -> None:
+    captured, head = unlinked(host), AttentionHead(CONFIG)
+    predictor = Predictor(host, head)
+    predictor.set_latents(latents(2, 99), captured=captured)
+    passes.clear()
+    result = predictor.predict(["grass", "a red star"])
+    assert len(passes) == 2  # one a picture
+    noise, steps = seeded_noise((1, 4, 16, 16), 0), torch.tensor([CONFIG.timestep])
+    (prompt,) = prompts_of(captured.prompt.phrases, CONFIG, host.tokenize)
+    for image in range(2):
+        noisy = host.add_noise(latents(2, 99)[image : image + 1], noise, steps)
+        links = attend(host, noisy, steps, prompt, CONFIG).self_attention
+        cross = captured.rows(slice(image, image + 1)).attention.cross
+        found = found_in(Attention(cross, links), captured.prompt, CONFIG, host.specs, (16, 16))
+        expected = logits_of(found, CONFIG)[:, [1, 0]]
+        torch.testing.assert_close(result.logits[image : image + 1], expected)
+
+
+def test_that_pass_is_shared_with_other_phrases(host: TinyHost, passes: list[int]) -> None:
+    predictor, plain = Predictor(host, AttentionHead(CONFIG)), Predictor(host, AttentionHead(CONFIG))
+    predictor.set_latents(latents(2, 99), captured=unlinked(host))
+    plain.set_latents(latents(2, 99))
+    passes.clear()
+    mixed = predictor.predict(["a blue cat", "grass"])
+    assert len(passes) == 2
+    torch.testing.assert_close(mixed.logits[:, 0], plain.predict(["a blue cat"]).logits[:, 0])
+
+
+def test_self_attention_of_too_many_positions_is_left(host: TinyHost) -> None:
+    capture = AttentionCapture(None, dataclasses.replace(CONFIG, most_positions=16 * 16 - 1), host.specs)
+    run = sampled(host, capture)
+    assert (set(run.means["p"]), run.rows) == (set(capture.cross_blocks), {})
+
+
+def test_a_step_that_lacks_a_block_does_not_count(host: TinyHost) -> None:
+    """What caches do: the deep blocks of some steps do not run."""
+    capture = capture_of(host)
+    run = Run({"p": 1.0}, (16, 16), {"p": host.encode_text([TEXT])}, nearest=0)
+    x, when = latents(1), torch.tensor([40])
+    block, context = capture.cross_blocks[0], run.contexts["p"]
+    first, tap = transformers_of(host.models.unet, [block])[block], torch.randn(1, host.specs[block].channels, 16, 16)
+    with capture.running("sampler", run), torch.no_grad():
+        capture.call(host.models.unet, (16, 16), 900, ["p"], lambda: first(tap, context))
+        assert run.means == {}
+        capture.call(host.models.unet, (16, 16), 40, ["p"], lambda: host.models.unet(x, when, context))
+    assert (run.counts["p"], run.step) == (1, 40)
 
 
 def ids_of(text: str) -> list[int]:
@@ -145,8 +208,13 @@ def test_phrases_are_found_where_their_words_stand_side_by_side() -> None:
 def seen(host: TinyHost) -> CapturedAttention:
     """Of the two pictures that `sampled` made."""
     capture = capture_of(host)
+    return of_prompt(host, capture, sampled(host, capture))
+
+
+def of_prompt(host: TinyHost, capture: AttentionCapture, run: Run) -> CapturedAttention:
+    """What a run shows of two of three phrases."""
     prompt = Typed(host.encode_text([TEXT]), [-1, *host.tokenize(TEXT), -1])
-    captured = capture.of_prompt(sampled(host, capture), prompt, ["a red star", "a cat", "grass"], host.tokenize)
+    captured = capture.of_prompt(run, prompt, ["a red star", "a cat", "grass"], host.tokenize)
     assert captured is not None
     assert captured.prompt.phrases == ("a red star", "grass")
     return captured

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from ldznet import capture as capturing
-from ldznet.errors import HostError
-from ldznet.hosts.comfyui_capture import CROPS, notes_of, run_of
+from ldznet.hosts.comfyui_capture import CROPS, FORGOTTEN, NOTHING, UNKNOWN, run_of, taps_of, words_of
 
 
 @pytest.fixture
@@ -167,36 +166,50 @@ def test_the_nearest_step_s_positive_rows_are_kept(call: Call) -> None:
     assert run_of(call.capture, samples) is run
     assert run.step == 410
     assert torch.allclose(run.taps()["middle.0"], rows((6 + 3 * 10) / 4))
-    assert notes_of(call.capture, run) == []
+    assert taps_of(run, 400).notes == []
 
 
 def test_crops_are_noted_and_far_steps_too(call: Call) -> None:
     run = capturing.Run({"p": 1.0}, (4, 4))
     with call.capture.running("node", run):
         call(rows(1), 400, ["p"])
-    assert notes_of(call.capture, run) == [CROPS]
+    assert_nothing(taps_of(run, 400), CROPS)
     run = capturing.Run({"p": 1.0}, (2, 2))
     with call.capture.running("node", run):
         call(rows(1), 900, ["p"])
-    assert "500 from the head's 400" in notes_of(call.capture, run)[0]
+    assert "500 from the head's 400" in taps_of(run, 400).notes[0]
+
+
+def assert_nothing(seen: Any, reason: str) -> None:
+    """Nothing spares the head its passes, and the one line says why."""
+    assert seen.captured is None
+    assert seen.notes == [f"{reason}; all phrases took a pass of the UNet"]
 
 
 def test_a_run_replaces_its_own_and_a_cancelled_one_leaves_nothing(call: Call) -> None:
     samples = torch.zeros(1, 4, 2, 2)
-    with pytest.raises(HostError, match="got none"):
-        run_of(call.capture, samples)
+    assert run_of(call.capture, samples) is None
     for key in ("one", "one", "two"):
         with call.capture.running(key, capturing.Run({}, (2, 2), samples=[samples + (key == "two")])):
             pass
-    assert run_of(call.capture, samples).samples[0].sum() == 0
+    found = run_of(call.capture, samples)
+    assert found is not None
+    assert found.samples[0].sum() == 0
     with pytest.raises(KeyboardInterrupt), call.capture.running("one", capturing.Run({}, (2, 2), samples=[samples])):
         raise KeyboardInterrupt
-    with pytest.raises(HostError, match="got none among 1 runs"):
-        run_of(call.capture, samples)
-    with call.capture.running("three", capturing.Run({}, (2, 2), samples=[samples + 1])):
-        pass
-    with pytest.raises(HostError, match="got 2"):
-        run_of(call.capture, samples + 1)
+    assert run_of(call.capture, samples) is None
+    assert_nothing(taps_of(None, 400), UNKNOWN)
+
+
+def test_of_runs_with_one_result_the_latest_that_left_something_counts(call: Call) -> None:
+    """A second sampler of no steps returns the first one's latent as it is."""
+    samples, runs = torch.zeros(1, 4, 2, 2), {}
+    for key, steps in (("one", 1), ("two", 1), ("three", 0)):
+        runs[key] = capturing.Run({"p": 1.0}, (2, 2), samples=[samples])
+        with call.capture.running(key, runs[key]):
+            for _ in range(steps):
+                call(rows(1), 400, ["p"])
+    assert run_of(call.capture, samples) is runs["two"]
 
 
 def test_outside_of_a_run_nothing_is_read(call: Call) -> None:
@@ -208,5 +221,11 @@ def test_a_unet_that_skips_the_block_still_gives_its_picture(call: Call) -> None
     with call.capture.running("node", run):
         answer = call.capture.call(call.unet, (2, 2), 400, ["p"], lambda: "picture")
     assert answer == "picture"
-    with pytest.raises(HostError, match="no UNet call"):
-        notes_of(call.capture, run)
+    assert_nothing(taps_of(run, 400), NOTHING)
+
+
+def test_a_forgotten_prompt_is_said(call: Call) -> None:
+    """Not where nothing was captured in the first place: then a prompt would be of no use."""
+    assert_nothing(words_of(call.capture, capturing.Run({}, (2, 2)), None, ["grass"], None), NOTHING)
+    seen = words_of(call.capture, capturing.Run({}, (2, 2), means={"p": {}}), None, ["grass"], None)
+    assert (seen.captured, seen.notes) == (None, [FORGOTTEN])

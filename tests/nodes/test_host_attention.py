@@ -103,7 +103,7 @@ def test_words_of_the_prompt_take_no_pass(server: host.Server) -> None:
     [
         ("a red star\na fish\nsnow", PROMPT, 'itself: "a red star"'),
         ("a fish", PROMPT, "itself: no phrase"),
-        ("a red star", None, "no prompt connected"),
+        ("a red star", None, "prompt is not connected"),
         ("a red star", "a photo of a red star on sand", "not the text that was sampled with"),
     ],
 )
