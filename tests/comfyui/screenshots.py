@@ -37,7 +37,8 @@ def make(page: browser.Page) -> None:
     for kind in SHOWN:
         assert all(page.pictures(kind)), kind
     page.tab.evaluate(FIT, FREE)
-    page.tab.get_by_text("Job completed").wait_for(state="hidden", timeout=TOAST_SECONDS * 1000)
+    for state in ("visible", "hidden"):  # it comes a while after the end
+        page.tab.get_by_text("Job completed").wait_for(state=state, timeout=TOAST_SECONDS * 1000)
     page.tab.mouse.move(WIDTH // 2, HEIGHT - 10)
     page.tab.wait_for_timeout(SETTLE_SECONDS * 1000)
     page.tab.screenshot(path=PICTURE)
