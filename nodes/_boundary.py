@@ -29,8 +29,12 @@ class Segmented:
     result: Segmentation
     size: Size
     offset: Size = (0, 0)
-    notes: tuple[str, ...] = ()  # lines for the report
+    notes: tuple[str, ...] = ()  # how it was made, where that is to be said
     threshold: float = 0.5  # of the node that segmented: what the nodes after it follow unless they have their own
+
+    def remarks(self) -> list[str]:
+        """What is to be said beside scores and areas: below the report, and below the legend of a preview."""
+        return [*filter(None, [self.result.caveat]), *self.result.hints, *self.notes]
 
     def threshold_or(self, own: float) -> float:
         """`own`, what another node's threshold says; where that is below 0, this segmentation's."""

@@ -52,7 +52,7 @@ class PreviewSegmentation(io.ComfyNode):
         overlays = drawing.overlay(pictures, masks, opacity, hues)
         areas = masks.mean(dim=(2, 3))
         legends = [legend(shown, b, areas[b]) for b in range(len(overlays))]
-        notes = list(filter(None, [shown.result.caveat]))
+        notes = segmentation.remarks()
         pages = [drawing.with_legend(*part, hues, notes) for part in zip(overlays, legends, strict=True)]
         preview = ui.PreviewImage(image_of(stacked(pages)), cls=cls).as_dict()
         return io.NodeOutput(image_of(overlays), ui={**preview, "text": texts(legends, notes)})

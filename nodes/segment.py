@@ -269,13 +269,13 @@ def require_picture(image: Any, vae: Any) -> None:
 
 
 def report(segmentation: Segmented, masks: Float[Tensor, "b p h w"]) -> str:
-    """A line for each image and phrase, then what the result says of itself, then the notes."""
+    """A line for each image and phrase, then the remarks."""
     result, lines = segmentation.result, []
     for b in range(masks.shape[0]):
         for p, phrase in enumerate(result.phrases):
             state = result.state(b, p, float(masks[b, p].mean())).replace("%", "% of the picture")
             lines.append(f'image {b + 1}, "{phrase}": {state}, {result.score_text(b, p)}')
-    return "\n".join([*lines, *filter(None, [result.caveat]), *result.hints, *segmentation.notes])
+    return "\n".join([*lines, *segmentation.remarks()])
 
 
 def at_rest(result: Segmentation, device: Any) -> Segmentation:

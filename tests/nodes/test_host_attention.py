@@ -115,6 +115,15 @@ def test_other_phrases_take_one(server: host.Server, text: str, prompted: str | 
     assert server.saved("maps")[0]["probabilities"].isfinite().all()
 
 
+def test_a_forgotten_prompt_is_said_where_one_looks(server: host.Server) -> None:
+    """Below the legend of the preview, for the report need not be connected."""
+    prompt = captured("grass", None, seed=35)
+    del prompt["save report"]
+    prompt["preview"] = graphs.node("LDZNetPreview", segmentation=["segment", 2], threshold=-1.0, opacity=0.6)
+    (text,) = server.run(prompt)["outputs"]["preview"]["text"]
+    assert re.search(r"prompt is not connected: .* connect the text of the positive prompt", text), text
+
+
 def test_weights_in_a_prompt_and_a_longer_negative(server: host.Server) -> None:
     """The prompt is encoded as CLIP Text Encode does; its context is repeated to the negative one's length."""
     said = "a photo of a (red star:1.3) on grass"

@@ -212,6 +212,18 @@ def test_scores_that_mean_little_are_shown_as_such(nodes: ModuleType, segmented:
     )  # the caveat stands in the picture too
 
 
+def test_how_it_was_made_is_said_below_the_legend(nodes: ModuleType, segmented: Any) -> None:
+    """Where one looks, and not in an unconnected report alone: a note of the node, a hint on how a phrase was read."""
+    there = segmented(torch.full((1, 1, 32, 32), 0.9), [[0.5]])
+    hinted = dataclasses.replace(there.result, hints=("read as a star",))
+    given = dataclasses.replace(there, result=hinted, notes=("prompt is not connected",))
+    shown = [
+        running.execute(nodes, "LDZNetPreview", segmentation=s, threshold=0.5, opacity=0.6) for s in (there, given)
+    ]
+    assert shown[1].ui["text"] == ["a star: found, 100.0 %, score 0.50\nread as a star\nprompt is not connected"]
+    assert shown[1].ui["images"][0].shape[0] > shown[0].ui["images"][0].shape[0]
+
+
 def test_work_on_masks_stops_where_the_user_cancels(
     nodes: ModuleType, segmented: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
