@@ -31,12 +31,13 @@ OPENING, CLOSING = "([{", ")]}"
 ESCAPED = {f"\\{bracket}": chr(0xE000 + i) for i, bracket in enumerate("()[]{}")}  # private characters, for a while
 LITERAL = {ord(private): bracket[1] for bracket, private in ESCAPED.items()}
 NO_WEIGHTS = "weights do nothing here"
+NUMBER = r"(?:\d+(?:\.\d*)?|\.\d+)"
 MARKUP = (  # what other tools read, and why it is left away
-    (re.compile(r"<(?:lora|lyco|lycoris|hypernet):[^>]*>", re.IGNORECASE), "a LoRA acts where the model loads it"),
-    (re.compile(r":\s*[-+]?\d*\.?\d+\s*(?=[)\]}])"), NO_WEIGHTS),  # (cat:1.3), A1111 and ComfyUI
-    (re.compile(r"(?<=[)\]}])(?:\++|-+|\d+(?:\.\d+)?)(?=$|[\s)\]}])"), NO_WEIGHTS),  # (cat)++, (cat)1.3, compel
+    (re.compile(r"<(?:lora|lyco|lycoris|hypernet):[^<>]*>", re.IGNORECASE), "a LoRA acts where the model loads it"),
+    (re.compile(rf":\s*[-+]?{NUMBER}\s*(?=[)\]}}])"), NO_WEIGHTS),  # (cat:1.3), A1111 and ComfyUI
+    (re.compile(rf"(?<=[)\]}}])(?:\++|-+|{NUMBER})(?=$|[\s)\]}}])"), NO_WEIGHTS),  # (cat)++, (cat)1.3, compel
     (re.compile(r"(?<=\w)\++(?=$|\s)"), NO_WEIGHTS),  # cat++, compel
-    (re.compile(r"(?<![\d:]):\s*\d*\.?\d+(?=$|\s*\|)"), "counts do nothing here"),  # cat:3, ComfyUI's SAM3
+    (re.compile(rf"(?<![\d:]):\s*{NUMBER}(?=$|\s*\|)"), "counts do nothing here"),  # cat:3, ComfyUI's SAM3
 )
 NO_BRACKETS = "brackets do nothing here"
 UNSEEN = dict.fromkeys(map(ord, "\u00ad\u200b\u200e\u200f\u2060\ufeff"))  # soft hyphen, widthless space, direction
@@ -64,13 +65,13 @@ class Phrase:
         names nothing, and where nothing can be left."""
         if not isinstance(text, str):
             raise InputError(f"Expected a phrase as a string, got {type(text).__name__}. Write what you want to find.")
-        plain = _spaced(text)
-        bare, reasons = _without_markup(plain)
+        plain, got = _spaced(text), f"got {_quoted(text)}"
+        bare, reasons = _without_markup(plain, got)
         first, *others = MINUS.split(EXCEPT.sub(f"{EVERYTHING} - ", bare))
-        wanted, rest = _wanted(first, plain)
-        unwanted = tuple(term for part in others for term in _terms(part, plain))
+        wanted, rest = _wanted(first, got)
+        unwanted = tuple(term for part in others for term in _terms(part, got))
         phrase = cls(text, wanted, unwanted, rest)
-        _require_something(phrase)
+        _require_something(phrase, got)
         return cls(text, wanted, unwanted, rest, tuple(_hints(phrase, plain, reasons)))
 
     @property
@@ -132,58 +133,44 @@ def _spaced(text: str) -> str:
     return text
 
 
-def _without_markup(text: str) -> tuple[str, list[str]]:
+def _without_markup(text: str, got: str) -> tuple[str, list[str]]:
     """`text` without weights, brackets and LoRAs, and why each kind was left away."""
     reasons = []
     for pattern, reason in MARKUP:
         text, count = pattern.subn("", text)
         if count and reason not in reasons:
             reasons.append(reason)
-    bare = text.strip()
-    while _encloses(bare):
-        bare = bare[1:-1].strip()
-    _require_no_inner_minus(bare)
+    _require_no_inner_minus(text, got)
     if not reasons and any(bracket in text for bracket in OPENING + CLOSING):
         reasons.append(NO_BRACKETS)
-    bare = " ".join(re.sub(rf"[{re.escape(OPENING + CLOSING)}]", " ", bare).split())
+    bare = " ".join(re.sub(rf"[{re.escape(OPENING + CLOSING)}]", " ", text).split())
     return bare, reasons
 
 
-def _depths(text: str) -> list[int]:
-    """How many brackets are open after each character; those of all kinds count alike."""
+def _require_no_inner_minus(text: str, got: str) -> None:
+    """Raises InputError for a minus in brackets that are not around all of `text`."""
     depths, depth = [], 0
     for character in text:
         depth += (character in OPENING) - (character in CLOSING)
         depths.append(depth)
-    return depths
+    outermost = min((d for d, c in zip(depths, text, strict=True) if c not in f"{OPENING}{CLOSING} "), default=0)
+    if any(depths[match.start()] > outermost for match in MINUS.finditer(text)):
+        raise InputError(f'Expected no minus inside of brackets, {got}. Write it without: "a - b - c" leaves out both.')
 
 
-def _encloses(text: str) -> bool:
-    """Whether one pair of brackets is around all of `text`."""
-    return text[:1] in tuple(OPENING) and text[-1] in CLOSING and min(_depths(text)[:-1]) > 0
-
-
-def _require_no_inner_minus(text: str) -> None:
-    depths = _depths(text)
-    if any(depths[match.start()] > 0 for match in MINUS.finditer(text)):
-        raise InputError(
-            f'Expected no minus inside of brackets, got {_quoted(text)}. Write it without: "a - b - c" leaves out both.'
-        )
-
-
-def _wanted(part: str, text: str) -> tuple[tuple[str, ...], bool]:
+def _wanted(part: str, got: str) -> tuple[tuple[str, ...], bool]:
     """The alternatives of the first part; none, and whether the background is meant, where that or everything is."""
     core = _core(_clean(part))
     if core == EVERYTHING or core in REST:
         return (), core != EVERYTHING
-    return _terms(part, text), False
+    return _terms(part, got), False
 
 
-def _terms(part: str, text: str) -> tuple[str, ...]:
-    """The terms of a part, "|" between them. Raises InputError that shows all of `text`."""
+def _terms(part: str, got: str) -> tuple[str, ...]:
+    """The terms of a part, "|" between them. Raises InputError that says what was `got`."""
     terms = tuple(_clean(term) for term in part.split("|"))
     for term in terms:
-        _require_name(term, text)
+        _require_name(term, got)
     return tuple(dict.fromkeys(terms))
 
 
@@ -198,23 +185,21 @@ def _core(term: str) -> str:
     return rest if first in ARTICLES and rest else term.lower()
 
 
-def _require_name(term: str, text: str) -> None:
+def _require_name(term: str, got: str) -> None:
     """Raises InputError for a term that names nothing to be seen, or what can only stand before a minus."""
-    got = f"got {_quoted(text.translate(LITERAL))}"
     if not any(unicodedata.category(c)[0] in "LN" or unicodedata.category(c) == "So" for c in term):
         raise InputError(
             f'Expected a phrase such as "the dog", or "the dog - the collar" with words on both sides, {got}. '
             f'For all but something write "{EVERYTHING} - the dog".'
         )
     if all(word.strip(ENDS) in STOP_WORDS for word in term.lower().split()):
-        raise InputError(f'Expected a phrase that names something, {got}: "{term}" alone names nothing.')
+        raise InputError(f"Expected a phrase that names something, {got}: {_quoted(term)} alone names nothing.")
     if _core(term) == EVERYTHING or _core(term) in REST:
         raise InputError(f'Expected "{_core(term)}" alone before a minus, as in "{EVERYTHING} - the dog", {got}.')
 
 
-def _require_something(phrase: Phrase) -> None:
+def _require_something(phrase: Phrase, got: str) -> None:
     """Raises InputError where nothing can be left, or where "everything" has nothing left out of it."""
-    got = f"got {_quoted(phrase.text)}"
     if not (phrase.wanted or phrase.unwanted or phrase.rest):
         raise InputError(
             f'Expected what to leave out, as in "{EVERYTHING} - the dog", {got}. For several things, write '

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
 import torch
@@ -174,6 +175,16 @@ def test_what_cannot_be_shown_is_not_shown() -> None:
     assert "\x1b" not in str(error.value)
     assert "\x07" not in str(error.value)
     assert len(str(error.value)) < 300
+
+
+LONG = ["(" * 10**5, "(" * 10**5 + "cat" + ")" * 10**5, ":" + "1" * 10**5, "(cat:" + "1" * 10**5, "<lora:" * 10**5]
+
+
+@pytest.mark.parametrize("text", [*LONG, "cat -" * 10**5, "cat|" * 10**5, "+" * 10**5, "cat++ " * 10**4], ids=len)
+def test_long_texts_are_read_in_no_time(text: str) -> None:
+    start = time.process_time()
+    assert len(complaint_about(text)) < 400
+    assert time.process_time() - start < 2
 
 
 @settings(deadline=None)
