@@ -193,7 +193,10 @@ def _require_name(term: str, got: str) -> None:
             f'For all but something write "{EVERYTHING} - the dog".'
         )
     if all(word.strip(ENDS) in STOP_WORDS for word in term.lower().split()):
-        raise InputError(f"Expected a phrase that names something, {got}: {_quoted(term)} alone names nothing.")
+        raise InputError(
+            f"Expected a phrase that names something, {got}: {_quoted(term)} alone names nothing. Write the thing "
+            'too, as in "the dog".'
+        )
     if _core(term) == EVERYTHING or _core(term) in REST:
         raise InputError(f'Expected "{_core(term)}" alone before a minus, as in "{EVERYTHING} - the dog", {got}.')
 

@@ -29,6 +29,7 @@ class Mutant(NamedTuple):
 
 
 HAND = "test_by_hand.py"
+COMBINING, CLI = "test_combining.py", "cli/test_results.py"
 VALUES, EXECUTE = "nodes/test_values.py", "nodes/test_execute.py"
 MUTANTS = [
     Mutant("ldznet/phrases.py", 'return template.replace("{}", phrase)', "return phrase", HAND),
@@ -54,6 +55,22 @@ MUTANTS = [
         "log_left = torch.minimum(log_left, torch.where(found, F.logsigmoid(-other.logits.double()), 0.0))",
         HAND,
     ),
+    Mutant("ldznet/combining.py", "found = (other.scores >= found_from)[", "found = (other.scores > -1)[", COMBINING),
+    Mutant("ldznet/combining.py", "torch.minimum(wanted.scores, left)", "wanted.scores", COMBINING),
+    Mutant("ldznet/combining.py", "if phrase.rest == rest:", "if phrase.rest != rest:", COMBINING),
+    Mutant("ldznet/phrases.py", "term.strip(ENDS).translate(LITERAL)", "term.translate(LITERAL)", "test_phrases.py"),
+    Mutant("ldznet/phrases.py", "depths[match.start()] > outermost", "False", "test_phrases.py"),
+    Mutant("ldznet/phrases.py", "unwanted.issuperset(map(_core, phrase.wanted))", "False", "test_phrases.py"),
+    Mutant("ldznet/tinyworld/world.py", "word not in WORDS and", "False and", "test_phrases.py"),
+    Mutant(
+        "ldznet/segmentation.py", '"" if self.calibrated else " (not', '"" if True else " (not', "test_segmentation.py"
+    ),
+    Mutant("ldznet/writing.py", "if path.is_dir():", "if False:", "test_writing.py"),
+    Mutant("ldznet/cli/results.py", "name not in known or path.is_symlink()", "name not in known", CLI),
+    Mutant("ldznet/cli/results.py", "hexdigest() == known[name]", 'hexdigest() != ""', CLI),
+    Mutant("ldznet/cli/results.py", "if name not in files and _unchanged", "if _unchanged", CLI),
+    Mutant("ldznet/cli/segment.py", "if result.calibrated else None", "if True else None", CLI),
+    Mutant("nodes/segment.py", "*result.hints, *segm", "*segm", EXECUTE),
     Mutant(
         "nodes/mask.py",
         "masks.feather(masks.grow(mask, grow, check), feather, check)",
