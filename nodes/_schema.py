@@ -17,6 +17,21 @@ CaptureType = io.Custom("LDZNET_CAPTURE")
 MasksType = io.Custom("LDZNET_MASKS")
 BoxType = getattr(io, "BoundingBox", None) or io.Custom("BOUNDING_BOX")
 
+MASK_BY_TEXT = [  # what people type who look for masks by words, other packs' names of it included
+    *("mask by text", "text mask", "text to mask", "mask from text", "mask from prompt", "txt2mask", "prompt to mask"),
+    *("inpaint mask", "auto mask", "object mask", "segment", "semantic segmentation", "attention map", "DAAM"),
+    *(
+        "clipseg",
+        "segment anything",
+        "SAM",
+        "SAM3",
+        "grounding dino",
+        "groundingdino",
+        "lang sam",
+        "florence",
+        "ldznet",
+    ),
+]
 RAW = {"rawLink": True}  # the link itself, not its value: a MODEL passed as a value is never cached
 
 

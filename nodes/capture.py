@@ -17,6 +17,7 @@ from ._phrases import read_phrases
 from ._schema import (
     CATEGORY,
     INNER,
+    MASK_BY_TEXT,
     RAW,
     CaptureType,
     HeadType,
@@ -41,7 +42,7 @@ class CaptureWhileSampling(io.ComfyNode):
             category=CATEGORY,
             description="Put it between the model and a sampler: Segment Captured then needs no UNet pass of its own. "
             "Give each sampler its own.",
-            search_aliases=["attention capture", "features", "hook"],
+            search_aliases=["attention capture", "attention map", "cross attention", "DAAM", "features", "hook"],
             inputs=[
                 io.Model.Input(
                     "model",
@@ -105,7 +106,7 @@ class SegmentCaptured(io.ComfyNode):
             display_name="Segment Captured",
             category=CATEGORY,
             description="As Segment by Text, from the features that Capture While Sampling kept.",
-            search_aliases=["text to mask", "ldznet"],
+            search_aliases=MASK_BY_TEXT,
             inputs=[*captured_inputs(RAW), text_input(), threshold_input(), prompt_input(RAW)],
             outputs=segment_outputs(),
             enable_expand=True,

@@ -49,7 +49,7 @@ class LabelMap(io.ComfyNode):
             display_name="Segmentation Label Map",
             category=CATEGORY,
             description="Phrases and the background compete for each pixel: no two masks overlap.",
-            search_aliases=["SEGS", "bounding box", "color mask", "regional"],
+            search_aliases=["segmentation map", "SEGS", "bounding box", "bbox", "detailer", "color mask", "regional"],
             inputs=[
                 segmentation_input(),
                 following_input(

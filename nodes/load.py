@@ -58,7 +58,7 @@ class LoadHead(io.ComfyNode):
             display_name="Load LD-ZNet Head",
             category=CATEGORY,
             description="Loads what turns a Stable Diffusion model's features or attention into masks.",
-            search_aliases=["segment", "text mask", "txt2mask", "clipseg"],
+            search_aliases=["segmentation model", "text mask", "txt2mask", "clipseg", "attention map"],
             inputs=[
                 io.Combo.Input(
                     "head",

@@ -28,7 +28,15 @@ class MaskFromSegmentation(io.ComfyNode):
             display_name="Mask from Segmentation",
             category=CATEGORY,
             description="A mask of some or all phrases: hard or soft, grown, feathered, cleaned, with crisp edges.",
-            search_aliases=["grow mask", "feather mask", "refine mask"],
+            search_aliases=[
+                "inpaint mask",
+                "grow mask",
+                "expand mask",
+                "feather mask",
+                "blur mask",
+                "invert mask",
+                "refine mask",
+            ],
             inputs=[segmentation_input(), *_choice_inputs(), *_shape_inputs(), *_later_inputs()],
             outputs=[
                 io.Mask.Output("mask", display_name="mask", tooltip="The chosen phrases together: one mask per image."),

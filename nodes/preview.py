@@ -29,6 +29,7 @@ class PreviewSegmentation(io.ComfyNode):
             display_name="Preview Segmentation",
             category=CATEGORY,
             description="Shows every phrase's mask over the picture, with its share of the picture and its score.",
+            search_aliases=["preview mask", "show mask", "mask overlay", "segmentation overlay"],
             is_output_node=True,
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             inputs=[

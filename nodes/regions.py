@@ -25,7 +25,7 @@ class RegionPrompts(io.ComfyNode):
             display_name="Region Prompts",
             category=CATEGORY,
             description="Binds prompts to the masks of phrases; ready for a KSampler's positive input.",
-            search_aliases=["regional prompt", "conditioning mask", "attention couple"],
+            search_aliases=["regional prompt", "area prompt", "prompt mask", "conditioning mask", "attention couple"],
             inputs=[segmentation_input(), *_inputs()],
             outputs=[
                 io.Conditioning.Output(

@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 Workflow = dict[str, Any]
 SECONDS, CLICK_SECONDS = 240, 60  # for a page or a prompt; for a click or a dialog
+SEARCH_SECONDS = 1  # that the page takes to list what was typed
 SETTINGS = {  # of a user who has been here before
     "Comfy.TutorialCompleted": True,
     "Comfy.Notification.ShowVersionUpdates": False,
@@ -147,6 +148,17 @@ class Page:
         self.tab.evaluate(SELECT, [kind, CLICK_SECONDS])
         self.tab.get_by_test_id("info-button").click()
         return self.tab.locator(".node-help-content")
+
+    def found_by(self, typed: str) -> list[str]:
+        """Names of the nodes that the page's own search lists for what a user types, best first."""
+        self.command("Workspace.SearchBox.Toggle")
+        box = self.tab.get_by_placeholder("Add a node...")
+        box.fill(typed)
+        self.tab.wait_for_timeout(SEARCH_SECONDS * 1000)
+        names = [option.inner_text().splitlines()[0] for option in self.tab.get_by_role("option").all()]
+        self.tab.keyboard.press("Escape")
+        box.wait_for(state="hidden")
+        return names
 
     def templates_of(self, pack: str) -> Any:
         """The template browser, with what a pack brings."""

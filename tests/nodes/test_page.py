@@ -106,6 +106,13 @@ def test_saved_workflows_come_back_the_same(page: browser.Page) -> None:
         assert browser.links_of(again) == browser.links_of(workflow) == browser.links_of(first), path.stem
 
 
+@pytest.mark.parametrize(
+    "typed", ["mask by text", "mask from prompt", "attention map", "clipseg", "segment anything", "grounding dino"]
+)
+def test_the_page_s_search_finds_it(page: browser.Page, typed: str) -> None:
+    assert "Segment by Text" in page.found_by(typed)
+
+
 def test_the_page_shows_the_help_of_a_node(page: browser.Page) -> None:
     page.open(browser.read(WORKFLOWS[0]), "help")
     panel = page.help_of("LDZNetSegment")

@@ -62,6 +62,28 @@ def test_ids_categories_and_tooltips(node: Any) -> None:
     assert all(info["output_name"])
 
 
+@pytest.mark.parametrize(
+    ("typed", "node_id"),
+    [
+        *((typed, "LDZNetSegment") for typed in ("mask by text", "mask from prompt", "attention map", "text mask")),
+        *(
+            (typed, "LDZNetSegment")
+            for typed in ("clipseg", "sam", "grounding dino", "segment", "inpaint mask", "daam")
+        ),
+        *((typed, "LDZNetSegmentCaptured") for typed in ("mask by text", "attention map")),
+        *((typed, "LDZNetCapture") for typed in ("attention map", "cross attention")),
+        *((typed, "LDZNetMask") for typed in ("inpaint mask", "grow mask", "expand mask", "blur mask")),
+        *((typed, "LDZNetLabelMap") for typed in ("segs", "bbox", "segmentation map")),
+        *((typed, "LDZNetRegionPrompts") for typed in ("regional prompt", "prompt mask")),
+        ("preview mask", "LDZNetPreview"),
+    ],
+)
+def test_what_people_type_finds_it(nodes: ModuleType, typed: str, node_id: str) -> None:
+    """In the page's search, which looks into names and aliases; test_page.py asks the page itself."""
+    schema = next(node.GET_SCHEMA() for node in nodes.working_nodes() if node.GET_SCHEMA().node_id == node_id)
+    assert typed in [alias.lower() for alias in schema.search_aliases]
+
+
 def test_ids_are_one_s_own(node: Any) -> None:
     """ComfyUI 0.3.64 refuses a schema in which an output has an input's id."""
     schema = node.GET_SCHEMA()
