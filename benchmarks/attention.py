@@ -148,7 +148,7 @@ def drawn(test: str, count: int, start: int, one_each: bool = False) -> Kept:
 
 
 def summary(outcome: Outcome) -> dict[str, float]:
-    """mIoU of things at 0.5 and at the best threshold, that of stuff, AP of all.
+    """mIoU of things at 0.5 and at the best threshold, that of stuff, AP of all; how many of both.
 
     Presence has a command of its own: here, what is there stands first in its prompt, and attention follows the place.
     """
@@ -161,6 +161,8 @@ def summary(outcome: Outcome) -> dict[str, float]:
         "stuff best": stuff.miou_best,
         "all 0.5": every.miou_50,
         "AP": every.ap,
+        "n things": things.phrases,
+        "n stuff": stuff.phrases,
     }
 
 
@@ -250,6 +252,7 @@ def by_kind(values: np.ndarray, asked: Asked) -> dict[str, float]:
     phrases are near misses, a present category in an absent colour or the reverse."""
     low, high = spread(values, asked)
     found = {"AUROC": auroc(values[asked.there], values[~asked.there]), "from": low, "to": high}
+    found |= {"n there": int(asked.there.sum()), "n absent": int((~asked.there).sum())}
     for kind in ("noun", "stuff", "coloured"):
         of_kind = asked.kinds == kind
         found[kind] = auroc(values[asked.there & of_kind], values[~asked.there & of_kind])
@@ -333,6 +336,11 @@ def compare(host: TinyHost, count: int, only: str) -> Iterator[tuple[str, dict[s
                 yield f"{test}: {name}", summary(run(way(), items))
 
 
+def shown(value: float) -> str:
+    """A count as it is, a figure with three digits."""
+    return str(value) if isinstance(value, int) else f"{value:.3f}"
+
+
 def main() -> None:
     given = arguments()
     host = TinyHost.load(weights=given.weights)
@@ -344,7 +352,7 @@ def main() -> None:
     found = {}
     for name, row in rows:
         found[name] = row
-        print(f"{name:32}", "  ".join(f"{key} {value:.3f}" for key, value in row.items()), flush=True)
+        print(f"{name:32}", "  ".join(f"{key} {shown(value)}" for key, value in row.items()), flush=True)
     if given.json:
         given.json.write_text(json.dumps(found, indent=2))
 
