@@ -156,8 +156,10 @@ def layout_of(module: nn.Module) -> dict[str, TensorInfo]:
 
 
 def common_dtype(dtypes: list[torch.dtype]) -> torch.dtype:
-    """The narrowest that holds all of them: a file's own dtype, where it has one."""
-    return reduce(torch.promote_types, dtypes)
+    """The narrowest that holds all of them: a file's own dtype, where it has one. No layer runs in float8: it counts as
+    float16."""
+    floats = [torch.float16 if dtype.is_floating_point and dtype.itemsize == 1 else dtype for dtype in dtypes]
+    return reduce(torch.promote_types, floats)
 
 
 def _fill(

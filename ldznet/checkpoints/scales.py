@@ -27,18 +27,18 @@ def with_scales(file: TensorFile) -> TensorFile:
     gone = {name for name in file.tensors if name.rpartition(".")[2] == MARKER}
     for name in file.tensors:
         parent, dot, last = name.rpartition(".")
-        weight = f"{parent}{dot}weight"
-        if "scale" not in last or weight not in file.tensors:
+        weight = file.tensors.get(f"{parent}{dot}weight")
+        if weight is None or "scale" not in last:
             continue
-        if last in SCALES and _scales(file.tensors[name], file.tensors[weight]):
-            scales[weight] = name
-        elif last in SCALES or (last not in UNUSED and file.tensors[weight].dtype.itemsize == 1):
+        if last in SCALES and _scales(file.tensors[name], weight):
+            scales[f"{parent}{dot}weight"] = name
+        elif last in SCALES or (last not in UNUSED and weight.dtype.itemsize == 1):
             raise CheckpointError(
                 f"Expected weights, with one scale each or one for each of their rows, in {shown(file.path.name)}, got "
-                f"{shown(name)} ({shown(file.tensors[name])}) beside {shown(file.tensors[weight])}. Take the model in "
-                "float16."
+                f"{shown(name)} ({shown(file.tensors[name])}) beside {shown(weight)}. Take the model in float16."
             )
-        gone.add(name)
+        if last in (*SCALES, *UNUSED):
+            gone.add(name)
     if not gone:
         return file
     infos = {name: info for name, info in file.tensors.items() if name not in gone}

@@ -1,7 +1,7 @@
 """Runs the program that a pickle is over inert things: containers, numbers, text, and tensors that are still in a file.
 
 A pickle names Python callables and calls them. Here nothing is ever called: a name is looked up in `GLOBALS`, which
-knows an ordered dict, two of torch's rebuilding functions and its storage types; every other name, and whatever is done
+knows an ordered dict, three of torch's rebuilding functions and its types; every other name, and whatever is done
 with it, becomes a `Placeholder`. A value can be large and be shared by all that follows, so no step looks into one: no
 key is hashed that has parts, nothing is printed, joined or unpacked but what is short. The steps are counted.
 `pickles` alone may import this.
@@ -56,10 +56,12 @@ class Placeholder:
         self.origin = origin
 
 
-DICT, TENSOR, PARAMETER = "an ordered dict", "a tensor", "a parameter"  # what is understood when it is called
+# What is understood when it is called; a typed tensor is one whose storage does not say its dtype.
+DICT, TENSOR, TYPED_TENSOR, PARAMETER = "an ordered dict", "a tensor", "a typed tensor", "a parameter"
 GLOBALS: dict[str, str | torch.dtype] = {
     "collections.OrderedDict": DICT,
     "torch._utils._rebuild_tensor_v2": TENSOR,
+    "torch._utils._rebuild_tensor_v3": TYPED_TENSOR,
     "torch._utils._rebuild_parameter": PARAMETER,
     "torch.DoubleStorage": torch.float64,
     "torch.FloatStorage": torch.float32,
@@ -72,6 +74,8 @@ GLOBALS: dict[str, str | torch.dtype] = {
     "torch.ByteStorage": torch.uint8,
     "torch.BoolStorage": torch.bool,
     "torch.storage.UntypedStorage": torch.uint8,
+    "torch.float8_e4m3fn": torch.float8_e4m3fn,
+    "torch.float8_e5m2": torch.float8_e5m2,
 }
 
 
@@ -175,12 +179,14 @@ class Machine:
     def call(self, function: Any, arguments: Any) -> None:
         """Lays on top what stands for `function(*arguments)`."""
         meaning = function.meaning if isinstance(function, Global) else None
-        if meaning in (DICT, TENSOR, PARAMETER) and not (type(arguments) is tuple and len(arguments) <= MOST_ARGUMENTS):
+        if isinstance(meaning, str) and not (type(arguments) is tuple and len(arguments) <= MOST_ARGUMENTS):
             raise ValueError("a call without arguments")
         if meaning == DICT:
             self._stack.append(_ordered_dict(*arguments))
         elif meaning == TENSOR:
             self._stack.append(_tensor(*arguments))
+        elif meaning == TYPED_TENSOR:
+            self._stack.append(_typed_tensor(*arguments))
         elif meaning == PARAMETER:
             self._stack.append(arguments[0])
         else:
@@ -210,6 +216,16 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> S
     if not (whole and offset + tensor.span <= storage.numel):
         raise ValueError("a tensor reaches beyond its storage")
     return tensor
+
+
+def _typed_tensor(
+    storage: Any, offset: Any, shape: Any, stride: Any, gradient: Any, hooks: Any, dtype: Any, *rest: Any
+) -> StoredTensor:
+    meaning = dtype.meaning if isinstance(dtype, Global) else None
+    if not (isinstance(storage, Storage) and isinstance(meaning, torch.dtype)):
+        raise ValueError("a tensor of unknown type")
+    values = storage.numel * storage.dtype.itemsize // meaning.itemsize
+    return _tensor(Storage(storage.key, meaning, values), offset, shape, stride)
 
 
 def _ordered_dict(pairs: Any = None) -> dict[Any, Any]:
