@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import InputError
+from .errors import InputError, shown
 from .shapes import Bool, Float, Size
 
 MOST_BYTES = 4 * 1024**3
@@ -76,8 +77,8 @@ class Segmentation:
 
     def masks(self, threshold: float = 0.5) -> Bool[Tensor, "b p h w"]:
         """Where the probability is over `threshold` (0 .. 1); all false for a phrase that was not found."""
-        if not 0 <= threshold <= 1:
-            raise InputError(f"Expected a threshold between 0 and 1, got {threshold}.")
+        if not (isinstance(threshold, Real) and 0 <= threshold <= 1):
+            raise InputError(f"Expected a number between 0 and 1 as threshold, got {shown(repr(threshold))}.")
         images, phrases = self.logits.shape[:2]
         self._require_room(images * phrases)
         out = torch.empty((images, phrases, *self.size), dtype=torch.bool, device=self.logits.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from .errors import InputError
+from .errors import InputError, shown
 
 URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/{1,2}")  # two letters at least, for Windows has drives; `Path` joins //
 
@@ -16,5 +16,5 @@ def require_no_url(source: str | Path, what: str) -> None:
     if match:
         url = str(source).replace(match[0], f"{match[1]}://", 1)
         raise InputError(
-            f"Expected {what} on this machine, got a URL ({url[:80]}). Download it first: nothing here does."
+            f"Expected {what} on this machine, got a URL ({shown(url)}). Download it first: nothing here does."
         )

@@ -17,8 +17,8 @@ ONE_FILE = {
     "comfy": {"hosts/comfyui.py", "hosts/comfyui_world.py"},
 }
 ORDER = (  # a part of ldznet imports what stands before it, and nothing after it
-    *("errors", "bounds", "shapes", "writing", "sources", "clip_bpe", "phrases", "combining", "contracts", "taps"),
-    *("schedule", "config", "images", "masks", "drawing", "segmentation", "attention", "capture", "models"),
+    *("errors", "bounds", "placing", "shapes", "writing", "sources", "clip_bpe", "phrases", "combining", "contracts"),
+    *("taps", "schedule", "config", "images", "masks", "drawing", "segmentation", "attention", "capture", "models"),
     *("checkpoints", "predictor", "tinyworld", "hosts", "data", "train", "evaluate", "cli", "__main__"),
 )
 NEVER = {"models": {"attention"}, "hosts": {"predictor"}, "train": {"hosts"}}  # though it stands before

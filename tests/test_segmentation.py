@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -84,8 +85,8 @@ def test_an_even_map_stays_even_at_any_size(size: tuple[int, int]) -> None:
     torch.testing.assert_close(result.probabilities, torch.tensor(2.0).sigmoid().expand(1, 1, *size))
 
 
-@pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
-def test_a_threshold_is_a_probability(threshold: float) -> None:
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan"), "0.5", None, [0.5], torch.tensor([0.5, 0.6])])
+def test_a_threshold_is_a_probability(threshold: Any) -> None:
     result = Segmentation(torch.zeros(1, 1, 2, 2), ("a",), (2, 2), torch.ones(1, 1))
     with pytest.raises(InputError, match="between 0 and 1"):
         result.masks(threshold)

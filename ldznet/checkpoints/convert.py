@@ -90,7 +90,9 @@ def convert(
 def _check_settings(source: Path, target: Path, dtype: torch.dtype | None, force: bool) -> None:
     require_no_url(source, "a checkpoint")
     if dtype not in (None, torch.float16, torch.bfloat16, torch.float32):
-        raise InputError(f"Expected float16, bfloat16 or float32, got {dtype}. Leave it out to keep the source's own.")
+        raise InputError(
+            f"Expected float16, bfloat16 or float32, got {dtype!r}. Leave it out to keep the source's own."
+        )
     if target.is_dir() or not target.absolute().parent.is_dir():
         raise InputError(f"Expected a file in a folder that exists, got {target}. Name the .safetensors to write.")
     if target.exists() and source.exists() and target.samefile(source):

@@ -5,6 +5,7 @@ May be imported by the predictor's side (`ldznet.load_head`), by the tiny world 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import reduce
 from pathlib import Path
@@ -17,6 +18,7 @@ from ..attention import AttentionHead
 from ..config import HeadConfig
 from ..errors import CheckpointError, cause, shown
 from ..models import LDZNet, build_head
+from ..placing import device_of, dtype_of
 from ..sources import require_no_url
 from .files import TensorFile, open_safetensors, stream_tensors
 from .formats import FORMAT_VERSION, TensorInfo, match
@@ -61,6 +63,7 @@ def load_head(
     A file without our metadata is taken if its names and shapes are exactly those of the published head.
     Raises CheckpointError, which lists every deviation at once or says what the file seems to be.
     """
+    device, dtype = device_of(device), dtype_of(dtype)
     if str(source) == ATTENTION:
         return AttentionHead()
     with open_safetensors(_path_of(source)) as file:
@@ -91,9 +94,10 @@ def head_info(source: str | Path) -> HeadInfo:
 def _path_of(source: str | Path) -> Path:
     require_no_url(source, "a head's file")
     path = EMBEDDED.get(str(source), Path(source))
-    if not path.exists():
+    if not os.path.exists(path):  # Path.exists raises for names that no file can have
         names = ", ".join([ATTENTION, *EMBEDDED])
-        raise CheckpointError(f"Expected a .safetensors file or one of {names}, got {source}, which does not exist.")
+        got = shown(source, 300)
+        raise CheckpointError(f"Expected a .safetensors file or one of {names}, got {got}, which does not exist.")
     return path
 
 
@@ -166,7 +170,7 @@ def _fill(
     module: Module, file: TensorFile, owner: str, device: str | torch.device | None, dtype: torch.dtype | None
 ) -> Module:
     keys = match(file.tensors, layout_of(module), file.path.name, owner).keys
-    device = torch.device(device or "cpu")
+    device, dtype = device_of(device), dtype_of(dtype)
     floats = [info.dtype for info in file.tensors.values() if info.dtype.is_floating_point]
     dtype = dtype or (torch.float32 if device.type == "cpu" else common_dtype(floats))
     state = {}

@@ -5,6 +5,7 @@ To add a host: an adapter that keeps `contracts.Host`, a line in `HOSTS`, and on
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from typing import Any
 import torch
 
 from ..contracts import Host
-from ..errors import HostError, InputError
+from ..errors import HostError, InputError, shown
+from ..placing import device_of, dtype_of
 from ..sources import require_no_url
 
 __all__ = ["HOSTS", "open_host"]
@@ -33,9 +35,10 @@ def open_host(source: Any, *, device: Device = None, dtype: Dtype = None) -> Hos
     """
     if _is_path(source):
         require_no_url(source, "a model")
+    where = None if device is None else device_of(device), dtype_of(dtype)  # before gigabytes are read
     for accepts, opens in HOSTS.values():
         if accepts(source):
-            return opens(source, device, dtype)
+            return opens(source, *where)
     kinds = ", ".join(HOSTS)
     raise InputError(f"Expected one of {kinds}, got {_described(source)}.")
 
@@ -86,11 +89,11 @@ def _is_path(source: Any) -> bool:
 
 
 def _is_folder(source: Any) -> bool:
-    return _is_path(source) and Path(source).is_dir()
+    return _is_path(source) and os.path.isdir(source)  # Path.is_dir raises for names that no file can have
 
 
 def _is_single_file(source: Any) -> bool:
-    return _is_path(source) and Path(source).is_file() and Path(source).suffix.lower() in SINGLE_FILES
+    return _is_path(source) and os.path.isfile(source) and Path(source).suffix.lower() in SINGLE_FILES
 
 
 def _is_pipeline(source: Any) -> bool:
@@ -106,10 +109,10 @@ def _is_webui(source: Any) -> bool:
 def _described(source: Any) -> str:
     if not _is_path(source):
         return f"a {type(source).__name__}"
-    path = Path(source)
-    if not path.exists():
-        return f'"{source}", which does not exist on this machine (nothing is downloaded by its name)'
-    return f'the file "{source}", which is none of {" ".join(SINGLE_FILES)}'
+    name = shown(source, 300)
+    if not os.path.exists(source):
+        return f'"{name}", which does not exist on this machine (nothing is downloaded by its name)'
+    return f'the file "{name}", which is none of {" ".join(SINGLE_FILES)}'
 
 
 # What is taken for a source of this kind, and what opens it; the first that takes it does.

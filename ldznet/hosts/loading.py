@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from ..checkpoints.formats import listing
 from ..errors import CheckpointError, cause, shown
+from ..placing import device_of, dtype_of
 
 
 def placed(device: torch.device | str | None, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
     """Where and as what weights go: None is the CPU, and float32 there, float16 elsewhere."""
-    device = torch.device("cpu" if device is None else device)
+    device, dtype = device_of(device), dtype_of(dtype)
     return device, dtype or (torch.float32 if device.type == "cpu" else torch.float16)
 
 
