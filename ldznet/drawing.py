@@ -66,11 +66,12 @@ def overlay(
     hues = (contrasting(pictures, masks) if hues is None else hues).to(pictures)
     out, line = pictures.clone(), max(1, round(min(pictures.shape[2:]) / LINE))
     for i, hue in enumerate(hues):
-        out = _painted(out, opacity * masks[:, i].to(out), hue)
+        alpha = opacity * masks[:, i, None].to(out)
+        out = out * (1 - alpha) + hue[:, None, None] * alpha
     for i, hue in enumerate(hues):
         hard = (masks[:, i] > INSIDE).to(out)
-        out = _painted(out, hard - grow(hard, -line), hue)
-        out = _painted(out, grow(hard, line) - hard, _against(hue))
+        out.movedim(1, -1)[grow(hard, -line) < hard] = hue
+        out.movedim(1, -1)[grow(hard, line) > hard] = _against(hue)
     return out
 
 
@@ -120,10 +121,6 @@ def with_legend(
             pen.text((2 * letter, top + letter - _ascent(font, letter)), part, INK, font=font)
             top += step
     return torch.from_numpy(np.asarray(page).astype(np.float32) / 255).movedim(-1, 0)
-
-
-def _painted(pictures: Float[Tensor, "b 3 h w"], alpha: Float[Tensor, "b h w"], hue: Float[Tensor, " 3"]) -> Tensor:
-    return pictures * (1 - alpha[:, None]) + hue[:, None, None] * alpha[:, None]
 
 
 def _against(hue: Float[Tensor, " 3"]) -> Float[Tensor, " 3"]:

@@ -38,7 +38,7 @@ class Segmentation:
 
     @property
     def found(self) -> Bool[Tensor, "b p"]:
-        """Whether each phrase is in each image."""
+        """Whether each phrase is in each image, by its score alone: at a high threshold its mask may still be empty."""
         return self.scores >= self.found_threshold
 
     def state(self, image: int, phrase: int, share: float | None = None) -> str:
@@ -105,8 +105,9 @@ class Segmentation:
         (images, phrases), needed = self.logits.shape[:2], bytes_a_pixel * self.size[0] * self.size[1]
         if needed > MOST_BYTES:
             raise InputError(
-                f"Expected masks of at most 4 GB, got {needed / 1024**3:.1f} GB ({images} images x {phrases} phrases "
-                f"at {self.size[0]} x {self.size[1]}). Ask for a few phrases at a time: result.select(slice(0, 10))."
+                f"Expected masks of at most 4 GB, got {needed / 1024**3:.1f} GB (images x phrases: {images} x "
+                f"{phrases}, at {self.size[0]} x {self.size[1]}). Ask for a few phrases at a time: "
+                "result.select(slice(0, 10))."
             )
 
     def _resize(self, maps: Tensor) -> Tensor:

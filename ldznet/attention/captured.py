@@ -35,7 +35,9 @@ class CapturedAttention:
         """Itself: its maps are resized where they are read. Raises InputError for another number of pictures."""
         pictures = len(next(iter(self.attention.cross.values()), latents))
         if pictures != len(latents):
-            raise InputError(f"Expected attention captured of {len(latents)} pictures, got {pictures}.")
+            raise InputError(
+                f"Expected captured attention of as many pictures as latents ({len(latents)}), got {pictures}."
+            )
         return self
 
     def rows(self, images: slice) -> CapturedAttention:

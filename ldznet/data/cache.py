@@ -106,7 +106,10 @@ def add_latents(cache: Cache, encode: Callable[[Tensor], Tensor], progress: Prog
 
 def _same_length(cache: Cache, dataset: Dataset) -> Cache:
     if len(cache) != len(dataset):
-        raise InputError(f"Expected {len(dataset)} images in {cache.folder}, got {len(cache)}. Delete it, or move it.")
+        raise InputError(
+            f"Expected as many images as the dataset has ({len(dataset)}) in {cache.folder}, got {len(cache)}. "
+            "Delete it, or move it."
+        )
     return cache
 
 

@@ -248,7 +248,7 @@ def test_maps_follow_the_predictor_s_size(host: TinyHost) -> None:
 
 def test_attention_of_other_pictures_is_refused(host: TinyHost) -> None:
     predictor = Predictor(host, AttentionHead(CONFIG))
-    with pytest.raises(InputError, match="captured of 3 pictures, got 2"):
+    with pytest.raises(InputError, match=r"as many pictures as latents \(3\), got 2"):
         predictor.set_latents(latents(3), captured=seen(host))
 
 

@@ -65,7 +65,7 @@ def test_drawn_once(tmp_path: Path) -> None:
 
 def test_another_dataset_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     draw(Drawn(1, 1), tmp_path)
-    with pytest.raises(InputError, match=r"Expected 3 images in .*, got 2"):
+    with pytest.raises(InputError, match=r"as the dataset has \(3\) in .*, got 2"):
         draw(Drawn(1, 1, 1), tmp_path)
 
 
