@@ -31,6 +31,7 @@ class Mutant(NamedTuple):
 HAND = "test_by_hand.py"
 COMBINING, CLI = "test_combining.py", "cli/test_results.py"
 VALUES, EXECUTE = "nodes/test_values.py", "nodes/test_execute.py"
+MASKED, DISC = "nodes/test_mask_nodes.py", "test_masks.py"
 MUTANTS = [
     Mutant("ldznet/phrases.py", 'return template.replace("{}", phrase)', "return phrase", HAND),
     Mutant("ldznet/models/trained.py", "fill(config.template, phrase)", 'fill("a photo of a {}.", phrase)', HAND),
@@ -81,9 +82,29 @@ MUTANTS = [
     Mutant("nodes/mask.py", "check), feather, check)", "check), 2 * feather, check)", VALUES),
     Mutant("nodes/mask.py", "chosen.threshold_or(threshold)", "0.5", VALUES),
     Mutant("nodes/mask.py", "chosen.soft().amax(dim=1)", "chosen.soft().mean(dim=1)", VALUES),
-    Mutant("nodes/mask.py", "bool(mask.any())", "bool(chosen.result.found.any())", "nodes/test_mask_nodes.py"),
-    Mutant("nodes/mask.py", "1 - mask if invert else mask", "mask", "nodes/test_mask_nodes.py"),
-    Mutant("nodes/mask.py", "masks.ends_pulled(mask)", "mask", "nodes/test_mask_nodes.py"),
+    Mutant("nodes/mask.py", "bool(mask.any())", "bool(chosen.result.found.any())", MASKED),
+    Mutant("nodes/_boundary.py", "self.offset[0] + sign * top", "self.offset[0]", MASKED),
+    Mutant("nodes/_boundary.py", "round(self.offset[1] * across)", "self.offset[1]", MASKED),
+    Mutant("nodes/_boundary.py", "_require_aspect(size, self.size,", "_require_aspect(self.size, self.size,", MASKED),
+    Mutant(
+        "nodes/_boundary.py", "_require_aspect(size, inner,", "_require_aspect(inner, inner,", "nodes/test_boundary.py"
+    ),
+    Mutant("nodes/labelmap.py", "masks.pieces(labels == i + 1, least)", "masks.pieces(labels == i + 1)", MASKED),
+    Mutant("nodes/labelmap.py", "sorted(image, key=ORDERS[order])", "image", MASKED),
+    Mutant("nodes/labelmap.py", "box_of(seg, result.calibrated)", "box_of(seg, True)", MASKED),
+    Mutant("nodes/segment.py", "bool(masks.any())", "bool(following.result.found.any())", MASKED),
+    Mutant(
+        "ldznet/masks.py", "half = min(math.isqrt(pixels**2 - dy**2), width - 1)", "half = min(pixels, width - 1)", DISC
+    ),
+    Mutant("ldznet/masks.py", "above, row[dy:], out", "above, row[: height - dy], out", DISC),
+    Mutant("ldznet/masks.py", "| ~torch.isin(around, around[large].unique())", "", DISC),
+    Mutant("ldznet/masks.py", "iterations * max(PAMR_DILATIONS)", "iterations", DISC),
+    Mutant("ldznet/masks.py", "mask, guide, 2 * radius, check", "mask, guide, 0, check", DISC),
+    Mutant("ldznet/masks.py", "torch.where(out > 1 - ROUNDING, 1, out)", "out", DISC),
+    Mutant("ldznet/drawing.py", "nearest.argmax()", "i", "test_drawing.py"),
+    Mutant("ldznet/drawing.py", "sign in fewest else sign", "sign in () else sign", "test_drawing.py"),
+    Mutant("nodes/mask.py", "1 - mask if invert else mask", "mask", MASKED),
+    Mutant("nodes/mask.py", "masks.ends_pulled(mask)", "mask", MASKED),
     Mutant(
         "nodes/labelmap.py",
         "masks.label_map(segmentation.soft(), ",
@@ -219,7 +240,9 @@ MUTANTS = [
         "mult * self.model_channels, stride)",
         "test_config.py test_golden.py hosts/test_contract.py",
     ),
-    Mutant("ldznet/masks.py", "return 1 - grow(1 - mask, -pixels)", "return grow(mask, -pixels)", "test_masks.py"),
+    Mutant(
+        "ldznet/masks.py", "return -grow(-mask, -pixels, check)", "return grow(mask, -pixels, check)", "test_masks.py"
+    ),
     Mutant(
         "ldznet/masks.py",
         "torch.exp(-2 * (steps / pixels) ** 2)",
@@ -227,7 +250,7 @@ MUTANTS = [
         "test_masks.py",
     ),
     Mutant("ldznet/masks.py", "reach = math.ceil(1.5 * pixels)", "reach = math.ceil(0.5 * pixels)", "test_masks.py"),
-    Mutant("ldznet/masks.py", "(sizes[label] < area)", "(sizes[label] <= area)", "test_masks.py"),
+    Mutant("ldznet/masks.py", "[label] >= area)", "[label] > area)", "test_masks.py"),
     Mutant("ldznet/masks.py", "label[:, 0], label[:, -1]])", "label[:, 0]])", "test_masks.py"),
     Mutant(
         "ldznet/masks.py",
@@ -241,18 +264,20 @@ MUTANTS = [
         "_box(guide * target, radius)",
         "test_masks.py",
     ),
-    Mutant("ldznet/masks.py", "smoothness * torch.eye", "0.01 * torch.eye", "test_masks.py"),
+    Mutant("ldznet/masks.py", "+= smoothness", "+= 0.01", "test_masks.py"),
     Mutant(
         "ldznet/masks.py",
-        "count_include_pad=False)\n    return",
-        "count_include_pad=True)\n    return",
+        "sums = sums / (share[:, None] if axis == 1 else share)",
+        "pass",
         "test_masks.py",
     ),
-    Mutant("ldznet/masks.py", "0.1 * deviation + 1e-8", "deviation + 1e-8", "test_masks.py"),
+    Mutant(
+        "ldznet/masks.py", "0.1 * (squares / (count - 1)).sqrt()", "(squares / (count - 1)).sqrt()", "test_masks.py"
+    ),
     Mutant(
         "ldznet/masks.py",
-        "(-contrast.mean(dim=1, keepdim=True)).softmax(dim=2)",
-        "(contrast.mean(dim=1, keepdim=True)).softmax(dim=2)",
+        ".mul_(-scale)",
+        ".mul_(scale)",
         "test_masks.py",
     ),
     Mutant("ldznet/attention/maps.py", "maps * (weight / len(blocks))", "maps * weight", "attention"),

@@ -90,6 +90,18 @@ def test_feather_keeps_flat_parts_and_the_middle_of_an_edge() -> None:
     assert torch.equal(masks.feather(half, 0), half)
 
 
+@pytest.mark.parametrize("pixels", [1, 4, 7.5])
+def test_feather_is_a_gaussian_of_half_its_length(pixels: float) -> None:
+    """Of one pixel: the Gaussian itself, cut off at three deviations."""
+    alone = torch.zeros(1, 41, 41)
+    alone[:, 20, 20] = 1
+    steps = torch.arange(-20, 21)
+    curve = torch.exp(-0.5 * (steps / (pixels / 2)) ** 2) * (steps.abs() < 1.5 * pixels + 1)
+    expected = curve[:, None] * curve / curve.sum() ** 2
+    assert torch.allclose(masks.feather(alone, pixels)[0], expected, atol=1e-6)
+    assert masks.feather(alone, pixels)[0, 20, 20 + int(1.5 * pixels)] > 0
+
+
 def test_holes_are_filled_and_bays_are_not() -> None:
     mask = square()
     mask[:, 15:20, 15:20] = 0  # a hole
