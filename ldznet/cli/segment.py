@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from .. import drawing
@@ -68,7 +67,10 @@ def overlay(picture: Image.Image, masks: Bool[np.ndarray, "p h w"], lines: Seque
     scale = min(1.0, MOST_SIDE / max(height, width))
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
     shown = Picture.of(picture).at(size).clamp(-1, 1) / 2 + 0.5
-    small = F.interpolate(torch.from_numpy(masks)[None].float(), size=size, mode="nearest-exact")
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip(size, (height, width), strict=True)
+    )
+    small = torch.from_numpy(masks[None, :, rows][..., columns])  # bytes, where interpolation takes floats
     hues = drawing.contrasting(shown, small)
     page = drawing.with_legend(drawing.overlay(shown, small, hues=hues)[0], lines, hues, [note] if note else [])
     return Image.fromarray((page.movedim(0, -1) * 255).round().byte().numpy())
