@@ -109,7 +109,7 @@ def with_legend(
     scale = max(1, -(-NARROWEST // image.width))
     image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
     letter, hues = image.width // LETTER, colours(len(lines)) if hues is None else hues
-    texts = [_wrapped(line, letter, image.width - 5 * letter // 2) for line in (*lines, *notes)]
+    texts = [wrapped(line, letter, image.width - 5 * letter // 2) for line in (*lines, *notes)]
     step, rows = round(LEADING * letter), sum(len(parts) for _, parts in texts)
     page = Image.new("RGB", (image.width, image.height + step * rows + letter // 2), PAPER)
     page.paste(image)
@@ -136,7 +136,7 @@ def _distance(some: Float[Tensor, "n 3"], others: Float[Tensor, "m 3"]) -> Float
     return ((2 + red) * difference[..., 0] + 4 * difference[..., 1] + (3 - red) * difference[..., 2]).sqrt()
 
 
-def _wrapped(text: str, size: int, room: int) -> tuple[Any, list[str]]:
+def wrapped(text: str, size: int, room: float) -> tuple[Any, list[str]]:
     """A font for `text`, and its lines of at most `room` pixels; a word that is longer is broken."""
     font, text = _font_for(text, size)
     lines = [""]

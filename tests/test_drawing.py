@@ -95,7 +95,7 @@ def test_the_bitmap_font_of_old_pillows_does(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("text", ["a star " * 20, "星" * 80, "w" * 200])
 def test_long_lines_are_wrapped_within_the_page(text: str) -> None:
-    font, lines = drawing._wrapped(text, 15, 200)
+    font, lines = drawing.wrapped(text, 15, 200)
     assert all(0 < font.getlength(line) <= 200 for line in lines)
     assert "".join(lines).replace(" ", "") == text.replace(" ", "")
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from .. import drawing
 from ..shapes import Bool, Float, UInt8
 from ..writing import replacing
 
@@ -47,7 +49,7 @@ def sheet(rows: Sequence[Row], heading: str) -> Image.Image:
     height = 40 + len(rows) * (CELL + 3 * LINE + GAP)
     page = Image.new("RGB", (width, height), PAPER)
     pen = ImageDraw.Draw(page)
-    pen.text((GAP, 10), heading, INK, font=_font(16))
+    _write(pen, (GAP, 10), heading, INK, 16)
     for i, row in enumerate(rows):
         _draw_row(page, pen, row, 40 + i * (CELL + 3 * LINE + GAP))
     return page
@@ -79,28 +81,26 @@ def _cell(
 ) -> None:
     left = GAP + column * (CELL + GAP)
     page.paste(Image.fromarray(picture).resize((CELL, CELL), Image.Resampling.NEAREST), (left, top))
-    for line, text in enumerate(_wrap(label, CELL)):
-        pen.text((left, top + CELL + 2 + line * LINE), text, hue, font=_font(13))
-    pen.text((left, top + CELL + 2 + 2 * LINE), note, GREY, font=_font(12))
+    _write(pen, (left, top + CELL + 2), label, hue, 13, CELL)
+    _write(pen, (left, top + CELL + 2 + 2 * LINE), note, GREY, 12)
 
 
-def _wrap(text: str, width: int) -> list[str]:
-    """At most two lines of `text`."""
-    words, lines = text.split(), [""]
-    for word in words:
-        longer = f"{lines[-1]} {word}".strip()
-        if _font(13).getlength(longer) <= width or not lines[-1]:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines if len(lines) <= 2 else [lines[0], lines[1] + " …"]
+def _write(
+    pen: ImageDraw.ImageDraw,
+    place: tuple[int, int],
+    text: str,
+    hue: tuple[int, int, int],
+    size: int,
+    room: float = math.inf,
+) -> None:
+    """`text` in a font that has its letters, in at most two lines of `room` pixels."""
+    font, lines = drawing.wrapped(text, size, room)
+    lines = lines if len(lines) <= 2 else [lines[0], f"{lines[1]} ..."]
+    for i, line in enumerate(lines):
+        pen.text((place[0], place[1] + i * LINE), line, hue, font=font)
 
 
 def _outline(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     padded = np.pad(mask, 1)
     inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return mask & ~inside
-
-
-def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)
