@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from hosts import small
 from PIL import Image
 
 from ldznet import Segmentation, __version__, segmentation, tinyworld
@@ -46,6 +48,24 @@ def test_segment_writes_a_mask_per_phrase(tmp_path: Path) -> None:
     assert len(done.stdout.splitlines()) == 4
     with Image.open(tmp_path / "out" / "00_grass.png") as mask:
         assert mask.size == (101, 77)
+
+
+def test_a_stable_diffusion_s_scores_are_shown_as_what_they_are(tmp_path: Path) -> None:
+    """Of random weights, so that nothing it says means anything: every face says so, and none says found."""
+    (tmp_path / "model").mkdir()
+    model = small.diffusers_folder(tmp_path / "model")
+    Image.fromarray(tinyworld.scene(3).image).save(tmp_path / "photo.png")
+    done = ldznet("segment", "photo.png", "--text", "the dog.", "--model", str(model), "-o", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    line = done.stdout.splitlines()[0]
+    assert re.fullmatch(r"out.00_the_dog\.png: the dog\.: found\?, .*, score 0\.\d\d \(not calibrated\)", line), line
+    assert done.stderr.splitlines()[-2:] == [
+        f"note: {segmentation.UNCALIBRATED}",
+        'note: "the dog." is read as "the dog"',
+    ]
+    assert "toy" not in done.stderr
+    (said,) = json.loads((tmp_path / "out" / "result.json").read_text())["phrases"]
+    assert (said["found"], said["calibrated"]) == (None, False)
 
 
 def test_masks_that_are_too_many_at_once_are_written_one_by_one(
