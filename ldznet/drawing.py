@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .masks import INSIDE, grow
+from .masks import INSIDE, Check, grow, never
 from .shapes import Float, Int
 
 GOLDEN = 0.618034  # of the circle of hues: the next colour is never near the last
@@ -57,11 +57,13 @@ def overlay(
     masks: Float[Tensor, "b p h w"],
     opacity: float = 0.6,
     hues: Float[Tensor, "p 3"] | None = None,
+    check: Check = never,
 ) -> Float[Tensor, "b 3 h w"]:
     """Pictures in [0, 1] with each mask in its colour, later ones on top; then an outline around each.
 
     `hues` are RGB in [0, 1], by `contrasting` unless given. Just inside of a mask the outline is in its colour, just
-    outside black or white, whichever is further from that: it is seen on any ground, at opacity 0 too.
+    outside black or white, whichever is further from that: it is seen on any ground, at opacity 0 too. `check` may
+    raise to end it, as in `masks`.
     """
     hues = (contrasting(pictures, masks) if hues is None else hues).to(pictures)
     out, line = pictures.clone(), max(1, round(min(pictures.shape[2:]) / LINE))
@@ -70,8 +72,8 @@ def overlay(
         out = out * (1 - alpha) + hue[:, None, None] * alpha
     for i, hue in enumerate(hues):
         hard = (masks[:, i] > INSIDE).to(out)
-        out.movedim(1, -1)[grow(hard, -line) < hard] = hue
-        out.movedim(1, -1)[grow(hard, line) > hard] = _against(hue)
+        out.movedim(1, -1)[grow(hard, -line, check) < hard] = hue
+        out.movedim(1, -1)[grow(hard, line, check) > hard] = _against(hue)
     return out
 
 

@@ -51,7 +51,7 @@ def feather(mask: Float[Tensor, "b h w"], pixels: float, check: Check = never) -
 
     Further than 1.5 · `pixels` from the mask 0 stays 0, and as far inside of it 1 stays 1, to the bit.
     """
-    if pixels <= 0:
+    if pixels <= 0 or not len(mask):
         return mask
     reach = math.ceil(1.5 * pixels)
     steps = torch.arange(-reach, reach + 1, device=mask.device, dtype=torch.float32)

@@ -46,11 +46,13 @@ class PreviewSegmentation(io.ComfyNode):
     @classmethod
     def execute(cls, segmentation: Segmented, threshold: float, opacity: float, image: Any = None) -> Any:
         """See ComfyNode."""
+        from ..ldznet.hosts.comfyui import raise_if_cancelled as check
+
         shown = framed(segmentation, image)
         masks = shown.masks(threshold).cpu()
         pictures = background_of(shown, image)
         hues = drawing.contrasting(pictures, masks)
-        overlays = drawing.overlay(pictures, masks, opacity, hues)
+        overlays = drawing.overlay(pictures, masks, opacity, hues, check)
         areas = masks.mean(dim=(2, 3))
         legends = [legend(shown, b, areas[b]) for b in range(len(overlays))]
         notes = segmentation.remarks()

@@ -112,7 +112,7 @@ MUTANTS = [
         VALUES,
     ),
     Mutant("nodes/labelmap.py", "mask_of(labels / LEVELS)", "mask_of(labels / len(boxes))", VALUES),
-    Mutant("nodes/preview.py", "(pictures, masks, opacity, hues)", "(pictures, masks, 0.6, hues)", VALUES),
+    Mutant("nodes/preview.py", "masks, opacity, hues, check)", "masks, 0.6, hues, check)", VALUES),
     Mutant("nodes/preview.py", "shown.masks(threshold)", "shown.masks(0.7)", VALUES),
     Mutant("nodes/regions.py", "masks.grow(areas[:, index], grow, check)", "areas[:, index]", VALUES),
     Mutant(

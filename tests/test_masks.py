@@ -228,6 +228,13 @@ def test_pamr_is_the_paper_s() -> None:
     assert masks.pamr(target, picture, iterations=1)[0, y, x] == pytest.approx(float(expected), abs=1e-5)
 
 
+def test_no_images_give_none() -> None:
+    none, picture = torch.zeros(0, 8, 9), torch.zeros(0, 3, 8, 9)
+    results = [masks.grow(none, 2), masks.feather(none, 2), masks.drop_specks(none, 2), masks.fill_holes(none)]
+    results += [masks.guided_filter(none, picture), masks.pamr(none, picture), masks.components(none > 0)]
+    assert all(result.shape == none.shape for result in results)
+
+
 @pytest.mark.parametrize("refine", [masks.guided_filter, masks.pamr])
 def test_tiles_do_not_show(refine, monkeypatch: pytest.MonkeyPatch) -> None:
     target, picture = noise(2, 90, 70), noise(2, 3, 90, 70, seed=1)

@@ -238,6 +238,8 @@ def test_work_on_masks_stops_where_the_user_cancels(
     for changes in ({"grow": 4}, {"grow": -4}, {"feather": 4}, {"refine": "guided filter"}, {"refine": "PAMR"}):
         with pytest.raises(InterruptedError):
             mask_of(nodes, there, image=image, **changes)
+    with pytest.raises(InterruptedError):
+        running.execute(nodes, "LDZNetPreview", segmentation=there, threshold=0.5, opacity=0.6)
     text = {"regions": "1 => a", "background": "", "strength": 1.0, "threshold": 0.5}
     with pytest.raises(InterruptedError):
         running.execute(nodes, "LDZNetRegionPrompts", segmentation=there, clip=None, grow=4, **text)
