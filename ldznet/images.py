@@ -152,9 +152,9 @@ def _checked_range(image: Tensor, value_range: Range | None) -> Range:
     """The range of a float tensor: what its black and white are. Raises InputError where its values do not fit."""
     low, high = (-1.0, 1.0) if value_range is None else _two_numbers(value_range)
     rows = max(1, BAND // image.shape[3])
-    ends = [torch.stack(band.aminmax()) for band in image.split(rows, dim=2)]  # of all at once it may need a copy
-    lowest, highest = (float(end) for end in (torch.stack(ends)[:, 0].amin(), torch.stack(ends)[:, 1].amax()))
-    if not (math.isfinite(lowest) and math.isfinite(highest)):
+    ends = [float(end) for band in image.split(rows, dim=2) for end in band.aminmax()]  # of all at once it may copy all
+    lowest, highest = min(ends), max(ends)
+    if not all(map(math.isfinite, ends)):  # aminmax of NaN is NaN
         raise InputError("Expected finite numbers in the image, got NaN or infinity. Look at what made them.")
     slack = SLACK * (high - low)
     if lowest < low - slack or highest > high + slack:

@@ -9,17 +9,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, cause
 from ..shapes import Float
 from ..writing import replacing
 from .items import Dataset
 
 Progress = Callable[[int, int], None]
+
+
+WORDS = ("captions", "phrases", "kinds", "absent", "distracted")  # of an item, in its line of items.jsonl
 
 
 def quiet(done: int, total: int) -> None:
@@ -35,13 +39,26 @@ class Cache:
     """What `draw` wrote. `records[i]` has captions, phrases, kinds, absent, distracted and the first plane's index."""
 
     def __init__(self, folder: Path) -> None:
+        """Raises InputError that names the file which is missing, cut short, or does not go with the others."""
         self.folder = folder
-        self.images = np.load(folder / "images.npy", mmap_mode="r")
-        self.planes = np.load(folder / "masks.npy", mmap_mode="r")
-        with (folder / "items.jsonl").open(encoding="utf-8") as lines:
-            self.records = [json.loads(line) for line in lines]
+        self.images = _array(folder / "images.npy", np.uint8, 4)
+        self.planes = _array(folder / "masks.npy", np.uint8, 2)
+        self.records = _records(folder / "items.jsonl")
         latents = folder / "latents.npy"
-        self.latents = torch.from_numpy(np.load(latents)) if latents.exists() else None
+        self.latents = torch.from_numpy(np.array(_array(latents, np.float16, 4))) if latents.exists() else None
+        self._check()
+
+    def _check(self) -> None:
+        count, planes = len(self.records), len(self.planes)
+        for name, array in (("images.npy", self.images), ("latents.npy", self.latents)):
+            if array is not None and len(array) != count:
+                raise _damaged(self.folder / name, f"{len(array)} pictures where items.jsonl has {count}")
+        for number, record in enumerate(self.records, 1):
+            if not 0 <= record["first_plane"] <= planes - len(record["phrases"]):
+                raise _damaged(self.folder / "masks.npy", f"too few planes for line {number} of items.jsonl")
+        height, width = self.images.shape[1:3]
+        if planes and self.planes.shape[1] != -(-height * width // 8):
+            raise _damaged(self.folder / "masks.npy", f"planes of another size than {height} x {width}")
 
     def __len__(self) -> int:
         return len(self.records)
@@ -81,7 +98,7 @@ def draw(dataset: Dataset, folder: Path, progress: Progress = quiet) -> Cache:
             item = dataset[i]
             assert item.image.shape == shape, "a dataset's images are of one size"
             images.write(item.image.tobytes())
-            words = {name: getattr(item, name) for name in ("captions", "phrases", "kinds", "absent", "distracted")}
+            words = {name: getattr(item, name) for name in WORDS}
             records.append({**words, "first_plane": len(planes)})
             planes += list(np.packbits(item.masks.reshape(len(item.masks), shape[0] * shape[1]), axis=1))
             progress(i + 1, len(dataset))
@@ -116,3 +133,31 @@ def _same_length(cache: Cache, dataset: Dataset) -> Cache:
 def _save(path: Path, array: np.ndarray) -> None:
     with replacing(path) as file:
         np.save(file, array)
+
+
+def _array(path: Path, dtype: type[np.generic], sides: int) -> np.ndarray:
+    """A mapped array: its header is compared with the file's length before anything has memory."""
+    try:
+        array = np.load(path, mmap_mode="r")
+    except Exception as error:  # numpy's are many
+        raise _damaged(path, cause(error)) from error
+    if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != sides:
+        raise _damaged(path, f"no array of {sides} sides of {dtype.__name__}")
+    return array
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    try:
+        with path.open(encoding="utf-8") as lines:
+            records = [json.loads(line) for line in lines]
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(path, cause(error)) from error
+    for number, record in enumerate(records, 1):
+        whole = isinstance(record, dict) and type(record.get("first_plane")) is int
+        if not (whole and all(isinstance(record.get(name), list) for name in WORDS)):
+            raise _damaged(path, f"no item on line {number}")
+    return records
+
+
+def _damaged(path: Path, got: str) -> InputError:
+    return InputError(f"Expected a whole cache in {path.parent}, got in {path.name}: {got}. Delete the folder.")

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..checkpoints.files import open_safetensors
+from ..errors import InputError, cause
 
 STATE = "state.safetensors"
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, laid out in memory as their parameter is: its fused step relies on that
@@ -163,24 +164,29 @@ class Run:
         write_log(self.rows, self.folder)
 
     def _resume(self) -> None:
-        from safetensors import safe_open
+        with open_safetensors(self.folder / STATE) as file:
+            held = {name[len("model.") :]: info.shape for name, info in file.tensors.items() if name[:6] == "model."}
+            if held != {name: tuple(parameter.shape) for name, parameter in self.plain.named_parameters()}:
+                raise InputError(
+                    f"{self.folder} holds the run of another model. Take another folder, or delete this one."
+                )
+            try:
+                self.step, self.rows = int(file.metadata["step"]), json.loads(file.metadata["rows"])
+                self._restore({name: file.read(name) for name in file.tensors})
+            except (LookupError, TypeError, ValueError, RuntimeError) as error:
+                raise InputError(
+                    f"Expected the state of a run in {self.folder / STATE}, got one that lacks a part or is damaged "
+                    f"({type(error).__name__}: {cause(error)}). Delete the file to begin anew."
+                ) from error
 
-        path = self.folder / STATE
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-        tensors = load_file(path)
-        parameters = dict(self.plain.named_parameters())
-        held = {name.removeprefix("model."): t.shape for name, t in tensors.items() if name.startswith("model.")}
-        if held != {name: parameter.shape for name, parameter in parameters.items()}:
-            raise InputError(f"{self.folder} holds the run of another model. Take another folder, or delete this one.")
-        self.step, self.rows = int(metadata["step"]), json.loads(metadata["rows"])
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(tensors[f"model.{name}"])
-                self.ema.parameters[name].copy_(tensors[f"ema.{name}"])
-                if f"step.{name}" in tensors:
-                    state = {key: torch.empty_like(parameter).copy_(tensors[f"{key}.{name}"]) for key in MOMENTS}
-                    self.optimizer.state[parameter] = {"step": tensors[f"step.{name}"], **state}
+    @torch.no_grad()
+    def _restore(self, tensors: dict[str, Tensor]) -> None:
+        for name, parameter in self.plain.named_parameters():
+            parameter.copy_(tensors[f"model.{name}"])
+            self.ema.parameters[name].copy_(tensors[f"ema.{name}"])
+            if f"step.{name}" in tensors:
+                state = {key: torch.empty_like(parameter).copy_(tensors[f"{key}.{name}"]) for key in MOMENTS}
+                self.optimizer.state[parameter] = {"step": tensors[f"step.{name}"], **state}
 
     def _log(self, figures: dict[str, float]) -> None:
         self._require_finite(figures["loss"])

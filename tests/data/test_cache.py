@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -129,3 +130,50 @@ def test_latents_of_older_images_are_dropped(tmp_path: Path) -> None:
 def test_pixels_span_minus_one_to_one() -> None:
     image = np.array([[[[0, 127, 255]]]], np.uint8)
     assert images_to_pixels(image)[0, :, 0, 0].tolist() == pytest.approx([-1, -1 / 255, 1])
+
+
+DAMAGE = {  # what happens to a file of a cache of two items with one mask each, and what is said of it
+    "images cut": ("images.npy", lambda content: content[:-7]),
+    "images without a header": ("images.npy", lambda content: content[3:]),
+    "images of two billion": ("images.npy", lambda content: content.replace(b"(2, 13", b"(2000000000, 13")),
+    "images pickled": ("images.npy", lambda content: b"\x80\x04N."),
+    "images empty": ("images.npy", lambda content: b""),
+    "masks cut": ("masks.npy", lambda content: content[:-1]),
+    "masks of another item": ("masks.npy", lambda content: array(np.zeros((1, 18), np.uint8))),
+    "masks of another size": ("masks.npy", lambda content: array(np.zeros((2, 17), np.uint8))),
+    "masks of floats": ("masks.npy", lambda content: array(np.zeros((2, 18), np.float32))),
+    "items cut": ("items.jsonl", lambda content: content[:-20]),
+    "items one short": ("items.jsonl", lambda content: content[: content.index(b"\n") + 1]),
+    "items of another kind": ("items.jsonl", lambda content: b"[]\n{}\n"),
+    "items too deep": ("items.jsonl", lambda content: b"[" * 100_000),
+    "items without text": ("items.jsonl", lambda content: b"\xff\xfe\n"),
+    "latents cut": ("latents.npy", lambda content: content[:-1]),
+    "latents of a billion": ("latents.npy", lambda content: content.replace(b"(2, 4", b"(1000000000, 4")),
+    "latents of three": ("latents.npy", lambda content: array(np.zeros((3, 4, 1, 1), np.float16))),
+    "latents of objects": ("latents.npy", lambda content: array(np.array([None, 3], object))),
+}
+
+
+def array(values: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    np.save(out, values, allow_pickle=True)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_cache_says_which_file(name: str, tmp_path: Path) -> None:
+    add_latents(draw(Drawn(1, 1), tmp_path), lambda pixels: torch.zeros(len(pixels), 4, 1, 1))
+    file, damage = DAMAGE[name]
+    (tmp_path / file).write_bytes(damage((tmp_path / file).read_bytes()))
+    named = "images.npy|masks.npy" if file == "items.jsonl" else file  # a line less may be seen beside them
+    with pytest.raises(
+        InputError, match=rf"Expected a whole cache in .*, got in ({file}|{named}): .*Delete the folder"
+    ):
+        Cache(tmp_path)
+
+
+def test_a_cache_without_a_file_says_which(tmp_path: Path) -> None:
+    draw(Drawn(1, 1), tmp_path)
+    (tmp_path / "masks.npy").unlink()
+    with pytest.raises(InputError, match=r"got in masks\.npy: .*No such file"):
+        Cache(tmp_path)

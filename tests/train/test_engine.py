@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ldznet.errors import InputError
+from ldznet.errors import InputError, LDZNetError
 from ldznet.train.engine import EMA, Run, TrainConfig, channels_last, learning_rate
 
 CONFIG = TrainConfig(steps=12, batch=2, learning_rate=0.01, warmup=3, ema=0.9, log_every=2, save_every=4)
@@ -218,3 +219,27 @@ def test_frozen_parameters_stay(tmp_path: Path) -> None:
     run.train()
     assert all(torch.equal(a, b) for a, b in zip(before, toy.module[0].parameters(), strict=True))
     assert Run(toy, CONFIG, tmp_path).step == CONFIG.steps
+
+
+STATES: dict[str, Callable[[bytes], bytes]] = {
+    "cut": lambda content: content[:-9],
+    "cut in its header": lambda content: content[:100],
+    "empty": lambda content: b"",
+    "of another kind": lambda content: b"PK\x03\x04" + content,
+    "without its step": lambda content: content.replace(b'"step":', b'"stop":'),
+    "with no number for a step": lambda content: content.replace(b'"step":"', b'"step":"x', 1)[:-1],
+    "without an average": lambda content: content.replace(b'"ema.', b'"emm.', 1),
+    "without a moment": lambda content: content.replace(b'"exp_avg.', b'"exp_avh.', 1),
+    "with broken rows": lambda content: content.replace(b'"rows":"[', b'"rows":"{', 1),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_a_damaged_state_is_an_error_of_ours(name: str, tmp_path: Path) -> None:
+    Run(Toy(), CONFIG, tmp_path).train()
+    state = tmp_path / "state.safetensors"
+    before = state.read_bytes()
+    state.write_bytes(STATES[name](before))
+    assert state.read_bytes() != before
+    with pytest.raises(LDZNetError, match=r"Expected .*, got |another model"):
+        Run(Toy(), CONFIG, tmp_path)
