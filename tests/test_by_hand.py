@@ -121,6 +121,15 @@ def test_the_score_of_a_head_without_presence_is_its_best_square(
     assert (maps.amax(dim=(2, 3)) - best).max() > 0.02  # one pixel alone would say more
 
 
+def test_what_counts_as_found_is_the_head_s_own(host: TinyHost, head: LDZNet, latents: torch.Tensor) -> None:
+    scores = predicted(host, head, latents, list(PHRASES)).scores
+    middle = float((scores.amax() + scores.amin()) / 2)
+    result = predicted(host, changed(head, presence_threshold=middle), latents, list(PHRASES))
+    assert result.found_threshold == middle
+    assert torch.equal(result.found, scores > middle)
+    assert {True, False} == set(result.found.flatten().tolist())
+
+
 def test_a_minus_b_is_a_product(host: TinyHost, head: LDZNet, latents: torch.Tensor) -> None:
     """p(a) (1 - p(b)) (1 - p(c)) at every pixel, of what is found of b and c; the score of a, less where little of a
     is left."""
