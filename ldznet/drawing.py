@@ -100,7 +100,7 @@ def with_legend(
     lines: Sequence[str],
     hues: Float[Tensor, "n 3"] | None = None,
     notes: Sequence[str] = (),
-) -> Float[Tensor, "3 H w"]:
+) -> Float[Tensor, "3 H W"]:
     """`picture` with a strip below: a square of each colour and its text, then `notes` without one.
 
     Enlarged to at least 256 px wide. `hues` are RGB in [0, 1], those of `colours` unless given. Letters that no font on

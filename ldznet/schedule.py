@@ -35,7 +35,7 @@ def add_noise(
     return signal * latents + sigma * noise
 
 
-def seeded_noise(shape: tuple[int, ...], seed: int) -> Float[Tensor, ...]:
+def seeded_noise(shape: tuple[int, ...], seed: int) -> Float[Tensor, "*shape"]:
     """Unit normal noise, float32 from a CPU generator of its own: the same on every device and under every default that
     torch was given. Any int is a seed."""
     generator = torch.Generator("cpu").manual_seed(seed % 2**64)

@@ -13,19 +13,30 @@ from .errors import InputError
 PIXELS_PER_LATENT = 8
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int, UInt8
+    from jaxtyping import Bool, Float, Int, Real, UInt8
 else:
     try:
-        from jaxtyping import Bool, Float, Int, UInt8
+        from jaxtyping import Bool, Float, Int, Real, UInt8
     except ImportError:
 
         class _Shaped:
             def __getitem__(self, item: tuple[Any, str]) -> Any:
                 return item[0]
 
-        Bool = Float = Int = UInt8 = _Shaped()
+        Bool = Float = Int = Real = UInt8 = _Shaped()
 
-__all__ = ["PIXELS_PER_LATENT", "Bool", "Float", "Int", "Size", "UInt8", "fit_area", "round_to_multiple", "tap_size"]
+__all__ = [
+    "PIXELS_PER_LATENT",
+    "Bool",
+    "Float",
+    "Int",
+    "Real",
+    "Size",
+    "UInt8",
+    "fit_area",
+    "round_to_multiple",
+    "tap_size",
+]
 
 Size = tuple[int, int]
 

@@ -54,7 +54,7 @@ class AttentionHead(nn.Module):
         seed: int,
         captured: Captured | None = None,
         pixels: Float[Tensor, "b 3 8*h 8*w"] | None = None,
-    ) -> tuple[Float[Tensor, "b p h w"], Float[Tensor, "b p"]]:
+    ) -> tuple[Float[Tensor, "b p H W"], Float[Tensor, "b p"]]:
         """As `contracts.Head.segment`; logits are 0 at the configuration's threshold. `pixels` are not read.
 
         Phrases share a pass as far as 77 tokens hold them, and compete there: one's mask depends a little on the

@@ -16,7 +16,7 @@ TINIEST = 1e-12  # keeps divisions finite where nothing is
 
 
 def token_maps(
-    cross: Mapping[str, Float[Tensor, "b n h w"]],
+    cross: Mapping[str, Float[Tensor, "b n _ _"]],
     levels: Sequence[tuple[Sequence[str], float]],
     size: Size,
     normalised: bool = True,

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..shapes import Float, Int, Size
+from ..shapes import Float, Real, Size
 
 NUM_GROUPS = 32
 
 
-def timestep_embedding(timesteps: Int[Tensor, " b"], dim: int, max_period: float = 10_000) -> Float[Tensor, "b d"]:
+def timestep_embedding(timesteps: Real[Tensor, " b"], dim: int, max_period: float = 10_000) -> Float[Tensor, "b d"]:
     """Sinusoidal embedding in float32: cosines first, then sines."""
     half = dim // 2
     exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
@@ -64,7 +64,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.op = operations.Conv2d(channels, channels, 3, stride=2, padding=1)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h/2 w/2"]:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c H W"]:
         return self.op(x)
 
 
@@ -163,7 +163,7 @@ class AttentionPool2d(nn.Module):
         self.qkv_proj = operations.Conv1d(channels, channels * 3, 1)
         self.c_proj = operations.Conv1d(channels, channels, 1)
 
-    def position(self, size: Size) -> Float[Tensor, "c 1+h*w"]:
+    def position(self, size: Size) -> Float[Tensor, "c n"]:
         """The embedding for a tap of `size`; compared by (h, w), since 8 x 18 has as many tokens as 12 x 12."""
         if tuple(size) == tuple(self.grid):
             return self.positional_embedding

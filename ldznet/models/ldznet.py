@@ -90,7 +90,7 @@ class LDZNet(UNet, TrainedHead):
         timesteps: Int[Tensor, " b"],
         context: Float[Tensor, "b n d"],
         taps: Taps | None = None,
-    ) -> Float[Tensor, "b 1 8*h 8*w"]:
+    ) -> Float[Tensor, "b 1 H W"]:
         """Mask logits at 8 times the size of `latents` (clean, model space). The paper's head is run at timestep 0.
 
         `context` is the text given to the feature pass too; `taps` holds at least the configuration's blocks.

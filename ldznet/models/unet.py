@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..config import UNetConfig
 from ..contracts import Taps, TapSpec
-from ..shapes import Float, Int, Size, tap_size
+from ..shapes import Float, Real, Size, tap_size
 from .layers import NUM_GROUPS, Downsample, ResBlock, SpatialTransformer, Upsample, timestep_embedding
 
 
@@ -95,7 +95,7 @@ class UNet(nn.Module):
     def features(
         self,
         latents: Float[Tensor, "b c h w"],
-        timesteps: Int[Tensor, " b"],
+        timesteps: Real[Tensor, " b"],
         context: Float[Tensor, "b n d"],
         taps: Taps | None = None,
     ) -> Float[Tensor, "b m h w"]:
@@ -115,7 +115,7 @@ class UNet(nn.Module):
         return h
 
     def forward(
-        self, latents: Float[Tensor, "b c h w"], timesteps: Int[Tensor, " b"], context: Float[Tensor, "b n d"]
+        self, latents: Float[Tensor, "b c h w"], timesteps: Real[Tensor, " b"], context: Float[Tensor, "b n d"]
     ) -> Float[Tensor, "b c h w"]:
         """The noise in `latents` (b c h w, any size of at least 1 x 1) at `timesteps` (0..999), given the text."""
         return self.out(self.features(latents, timesteps, context))

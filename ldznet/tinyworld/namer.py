@@ -36,14 +36,14 @@ class Namer(nn.Module):
         return self.read(self.maps(x))
 
     def read(
-        self, maps: list[Float[Tensor, "b d h w"]]
+        self, maps: list[Float[Tensor, "b _ _ _"]]
     ) -> tuple[Float[Tensor, "b categories"], Float[Tensor, "b colours"]]:
         """The logits, from what `maps` found."""
         h = maps[-1]
         logits = self.names(torch.cat([h.mean(dim=(2, 3)), h.amax(dim=(2, 3))], dim=1))
         return logits[:, : len(CATEGORIES)], logits[:, len(CATEGORIES) :]
 
-    def maps(self, x: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b d h w"]]:
+    def maps(self, x: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b _ _ _"]]:
         """What the network sees at cells of 4, 8 and 16 pixels: 32, 64 and 128 channels."""
         found = []
         for i, layer in enumerate(self.body):

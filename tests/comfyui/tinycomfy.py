@@ -60,7 +60,7 @@ class UNetModel(UNet):
         """Inside the wrappers of UNet calls that `transformer_options` names."""
         wrappers = (transformer_options or {}).get("wrappers", ())
         inner = super().forward
-        plain = Executor(lambda x, t, context, options: inner(x, t, context), self, wrappers)
+        plain = Executor(lambda x, t, context, options: inner(x, t.long(), context), self, wrappers)
         return plain(x, timesteps, context, transformer_options or {})
 
 

@@ -59,13 +59,13 @@ def test_bootstrap_resamples_images_not_phrases() -> None:
 
 def test_an_interval_holds_95_of_100_means() -> None:
     """Of a hundred coins the mean's deviation is 0.05, so the interval is 1.96 of it to either side."""
-    mean, low, high = bootstrap(np.arange(100) % 2, np.arange(100))
+    mean, low, high = bootstrap(np.arange(100) % 2.0, np.arange(100))
     assert mean == 0.5
     assert (low, high) == pytest.approx((0.5 - 0.098, 0.5 + 0.098), abs=0.012)
 
 
 def test_an_interval_is_over_groups() -> None:
     """Ten of ten alike in each group: as few coins as groups."""
-    values = np.repeat(np.arange(100) % 2, 10)
+    values = np.repeat(np.arange(100) % 2.0, 10)
     _, low, high = bootstrap(values, np.repeat(np.arange(100), 10))
     assert (low, high) == pytest.approx((0.5 - 0.098, 0.5 + 0.098), abs=0.012)

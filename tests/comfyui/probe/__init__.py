@@ -4,6 +4,7 @@ The server under test finds this folder in its custom_nodes; nothing else may.
 """
 
 import os
+import sys
 
 import folder_paths
 import torch
@@ -51,7 +52,7 @@ class ProbeModel:
     """`model` in another shape: with a LoRA, with foreign patches, with nine channels, or of another family."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "change", "probe"
-    KINDS = ("lora", "attention", "inpainting", "sdxl", "v_prediction", "compiled", "counted")
+    KINDS = ("lora", "attention", "inpainting", "sdxl", "v_prediction", "compiled", "counted", "recorded")
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -111,6 +112,19 @@ class ProbeModel:
         model.add_object_patch("diffusion_model", torch.compile(model.model.diffusion_model, backend="eager"))
         return model
 
+    def recorded(self, model):
+        from comfy.patcher_extension import WrappersMP
+
+        model, calls = model.clone(), []
+        model.model.diffusion_model.probe_inputs = calls
+
+        def record(executor, x, timesteps, context, *rest, **named):
+            calls.append((x.clone(), timesteps.clone(), context.clone()))
+            return executor(x, timesteps, context, *rest, **named)
+
+        model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "probe", record)
+        return model
+
     def counted(self, model):
         unet = model.model.diffusion_model
         if hasattr(unet, "probe_calls"):  # counted already: the host keeps models from prompt to prompt
@@ -122,6 +136,42 @@ class ProbeModel:
 
         unet.input_blocks[0][0].register_forward_pre_hook(count)
         return model
+
+
+class ProbeTaps:
+    """What the pack's own host over `model` extracts of latents that a test noised, under a text: taps by block."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("*",), "extract", "probe"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        links = {"model": ("MODEL",), "clip": ("CLIP",), "head": ("LDZNET_HEAD",), "latent": ("LATENT",)}
+        return {"required": {**links, "text": ("STRING", {}), "timestep": ("INT", {"max": 999})}}
+
+    def extract(self, model, clip, head, latent, text, timestep):
+        host = sys.modules[type(head).__module__].ComfyHost(model, clip)
+        clean = model.model.process_latent_in(latent["samples"])
+        steps = torch.full((len(clean),), timestep)
+        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+        context = host.encode_text([text]).expand(len(clean), -1, -1)
+        return (dict(host.extract(host.add_noise(clean, noise, steps), steps, context, list(host.specs))),)
+
+
+class ProbeCaptured:
+    """What a capture holds of the run that returned `latent`, and the call of a recorded UNet that it was read in."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("*",), "look", "probe"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"capture": ("LDZNET_CAPTURE",), "latent": ("LATENT",), "model": ("MODEL",)}}
+
+    def look(self, capture, latent, model):
+        (run,) = capture.returned(latent["samples"])
+        x, timesteps, context = next(
+            call for call in model.model.diffusion_model.probe_inputs if float(call[1][0]) == run.step
+        )
+        return ({"x": x, "timesteps": timesteps, "context": context, **run.taps()},)
 
 
 class ProbeState:
@@ -331,6 +381,8 @@ NODE_CLASS_MAPPINGS = {
     "ProbeSave": ProbeSave,
     "ProbeModel": ProbeModel,
     "ProbeState": ProbeState,
+    "ProbeTaps": ProbeTaps,
+    "ProbeCaptured": ProbeCaptured,
     "ProbeExpand": ProbeExpand,
     "ProbeLatent": ProbeLatent,
 }
