@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .masks import INSIDE, Check, grow, never
-from .shapes import Float, Int
+from .shapes import Bool, Float, Int
 
 GOLDEN = 0.618034  # of the circle of hues: the next colour is never near the last
 NARROWEST = 256  # pixels of a picture with a legend
@@ -54,7 +54,7 @@ def colour_map(labels: Int[Tensor, "b h w"], count: int) -> Float[Tensor, "b 3 h
 
 def overlay(
     pictures: Float[Tensor, "b 3 h w"],
-    masks: Float[Tensor, "b p h w"],
+    masks: Float[Tensor, "b p h w"] | Bool[Tensor, "b p h w"],
     opacity: float = 0.6,
     hues: Float[Tensor, "p 3"] | None = None,
     check: Check = never,
@@ -77,7 +77,9 @@ def overlay(
     return out
 
 
-def contrasting(pictures: Float[Tensor, "b 3 h w"], masks: Float[Tensor, "b p h w"]) -> Float[Tensor, "p 3"]:
+def contrasting(
+    pictures: Float[Tensor, "b 3 h w"], masks: Float[Tensor, "b p h w"] | Bool[Tensor, "b p h w"]
+) -> Float[Tensor, "p 3"]:
     """A colour for each mask, one over all pictures, unlike what it covers and unlike those before it.
 
     The first of `colours` whose distance to the nearer of both is greatest; the same at every call.

@@ -206,7 +206,7 @@ def test_sdxl_gets_its_pooled_text_and_its_sizes() -> None:
     host.family = "sdxl"
     unet.label_emb = nn.ModuleList([nn.ModuleList([nn.Linear(16 + 6 * 8, 4)])])
     pooled = torch.arange(16.0)
-    conditioning = Conditioning(torch.zeros(1, 77, 64), {"pooled": pooled[None]})
+    conditioning = Conditioning(torch.zeros(2, 77, 64), {"pooled": pooled.expand(2, -1)})
     latents, timesteps = torch.zeros(2, 4, 16, 32), torch.tensor([100, 100])
     host.observe(latents, timesteps, conditioning, lambda network: reading(network, ["input.1"]))
     sizes = timestep_embedding(torch.tensor([128, 256, 0, 0, 128, 256]), 8).flatten()
