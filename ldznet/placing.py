@@ -20,7 +20,7 @@ def device_of(device: Any) -> torch.device:
         found = torch.device("cpu" if device is None else device)
         torch.empty(0, device=found, dtype=torch.float32)
     except Exception as error:  # each backend has its own for a device that is not there
-        first = cause(str(error).strip().partition("\n")[0])
+        first = cause(error).partition("\\n")[0]  # escaped, as all that others say
         raise InputError(
             f"Expected a device of this machine, got {shown(repr(device))} ({first}). Leave it out for the CPU."
         ) from error

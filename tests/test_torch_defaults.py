@@ -14,6 +14,7 @@ import ldznet
 ROOT = Path(__file__).parents[1]
 FACTORIES = {"arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "tensor", "zeros"}
 FILES = [*(ROOT / "ldznet").rglob("*.py"), *(ROOT / "nodes").rglob("*.py")]
+MADE_IN_PLACE = ("nn.Parameter", "drawn")  # what these get is made where its module is, on the meta device too
 TRAINING = ROOT / "ldznet" / "train"  # a program of its own, which nothing else runs in
 
 
@@ -55,7 +56,7 @@ def unnamed(source: str) -> list[int]:
     """Lines of a file that make a tensor and leave dtype or device to torch's defaults. Parameters are left out: they
     are made where their module is."""
     tree = ast.parse(source)
-    parameters = {id(inner) for node in ast.walk(tree) if _called(node) == "nn.Parameter" for inner in ast.walk(node)}
+    parameters = {id(inner) for node in ast.walk(tree) if _called(node) in MADE_IN_PLACE for inner in ast.walk(node)}
     return [
         node.lineno
         for node in ast.walk(tree)

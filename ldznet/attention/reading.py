@@ -147,7 +147,7 @@ class _Mean:
 
 def _parts(unet: nn.Module, blocks: Sequence[str], kind: str) -> dict[str, _Layer]:
     """By the names of what is read, queries and keys, the layers of one kind that they belong to."""
-    found = {}
+    found: dict[str, _Layer] = {}
     for block, transformer in transformers_of(unet, blocks).items():
         for layer in _layers(block, transformer, kind):
             found |= {f"{layer.name}.{part}": layer for part in PARTS}

@@ -130,6 +130,11 @@ class Machine:
         values, self._stack = self._stack, self._below.pop()
         return values
 
+    def replace_mark(self, value: Any) -> None:
+        """`value` in the place of the last mark and everything above it."""
+        self.pop_mark()
+        self.push(value)
+
     def pop_many(self, count: int) -> tuple[Any, ...]:
         """The topmost `count` values."""
         return tuple(reversed([self.pop() for _ in range(count)]))
@@ -296,7 +301,7 @@ STEPS: dict[str, Callable[[Machine, Any, int], Any]] = {
     "TUPLE1": lambda m, a, p: m.push(m.pop_many(1)),
     "TUPLE2": lambda m, a, p: m.push(m.pop_many(2)),
     "TUPLE3": lambda m, a, p: m.push(m.pop_many(3)),
-    "FROZENSET": lambda m, a, p: (m.pop_mark(), m.push(Placeholder("a set"))),
+    "FROZENSET": lambda m, a, p: m.replace_mark(Placeholder("a set")),
     "POP": lambda m, a, p: m.pop(),
     "POP_MARK": lambda m, a, p: m.pop_mark(),
     "DUP": lambda m, a, p: m.push(m._stack[-1]),
@@ -308,7 +313,7 @@ STEPS: dict[str, Callable[[Machine, Any, int], Any]] = {
     "REDUCE": lambda m, a, p: m.call(*m.pop_many(2)),
     "NEWOBJ": lambda m, a, p: m.call(*m.pop_many(2)),
     "NEWOBJ_EX": lambda m, a, p: m.call(*m.pop_many(3)[:2]),
-    "INST": lambda m, a, p: (m.pop_mark(), m.push(Placeholder(a.replace(" ", ".", 1)))),
+    "INST": lambda m, a, p: m.replace_mark(Placeholder(a.replace(" ", ".", 1))),
     "OBJ": lambda m, a, p: m.push(Placeholder(_origin(m.pop_mark()[0]))),
     "BUILD": lambda m, a, p: m.build(),
     "PERSID": lambda m, a, p: m.load_storage(a),
