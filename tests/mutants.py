@@ -576,9 +576,6 @@ MUTANTS = [
     ),
     Mutant("ldznet/predictor.py", "maps.sigmoid().std(0)", "maps.std(0)", "test_by_hand.py"),
     Mutant("ldznet/attention/captured.py", "torch.ones(", "torch.zeros(", "attention nodes/test_execute.py"),
-    Mutant(
-        "ldznet/capture.py", "if distance > ", "if distance > 1000 + ", "nodes/test_boundary.py nodes/test_execute.py"
-    ),
     Mutant("nodes/capture.py", "captured=seen.captured", "captured=None", EXECUTE),
 ]
 

@@ -11,11 +11,12 @@ import torch
 
 from ldznet import Predictor, load_head
 from ldznet.hosts.tiny import TinyHost
-from ldznet.models import LDZNet, build_head
+from ldznet.models import CapturedTaps, LDZNet, build_head
 from ldznet.tinyworld import scene
 
-SEED = 11
+SEED, LOUDER = 11, 40
 PHRASES = {"a purple cup": "a photo of a purple cup.", "snow": "a photo of a snow."}  # and what the encoder is to read
+AS_READ = ("a purple cup", "a snow", "a flower")
 BETAS = torch.linspace(math.sqrt(0.00085), math.sqrt(0.012), 1000, dtype=torch.float64) ** 2
 KEPT = (1 - BETAS).cumprod(0)  # of a picture's variance at each t
 
@@ -27,8 +28,13 @@ def host() -> TinyHost:
 
 @pytest.fixture(scope="module")
 def head() -> LDZNet:
-    """The tiny head with the published one's template and t: its own template adds nothing that could be missed."""
-    return changed(load_head("tiny"), template="a photo of a {}.", timestep=400, timestep_range=(300, 499))
+    """The tiny head with the published one's template and t, and taps that are heard: its own template adds nothing
+    that could be missed, and as trained its taps move logits by hundredths."""
+    head = changed(load_head("tiny"), template="a photo of a {}.", timestep=400, timestep_range=(300, 499))
+    for name, weight in head.named_parameters():
+        if "attn3.to_out" in name:
+            weight *= LOUDER
+    return head
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +87,37 @@ def test_one_pass_is_template_noise_t_taps_and_presence(host: TinyHost, head: LD
     assert result.scores.max() > 0.9
     bare, _ = once(host, head, latents, list(PHRASES), 400, SEED)
     assert (result.logits - bare).abs().max() > 0.1  # the template is seen in the masks
+    other_noise, _ = once(host, head, latents, list(PHRASES.values()), 400, SEED + 1)
+    assert (result.logits - other_noise).abs().max() > 0.1  # and the taps
+
+
+def test_captured_taps_are_each_picture_s_own(host: TinyHost, head: LDZNet, latents: torch.Tensor) -> None:
+    """In pieces of two pairs; the UNet is not asked."""
+    blocks = list(head.head_config.tap_specs)
+    context = host.encode_text(["snow", "grass"])
+    taps = dict(host.extract(latents, torch.tensor([400, 300]), context, blocks))
+    predictor = Predictor(host, head, chunk=2)
+    predictor.set_latents(latents, captured=CapturedTaps(taps))
+    logits = predictor.predict(["a purple cup", "snow", "a flower"]).logits
+    for i in range(2):
+        for p, text in enumerate(("a photo of a purple cup.", "a photo of a snow.", "a photo of a flower.")):
+            own = {block: tap[i : i + 1] for block, tap in taps.items()}
+            with torch.no_grad():
+                expected = head(latents[i : i + 1], torch.tensor([0]), host.encode_text([text]), own)
+            torch.testing.assert_close(logits[i, p], expected[0, 0], atol=2e-3, rtol=0)
+    swapped = {block: tap.flip(0) for block, tap in taps.items()}
+    predictor.set_latents(latents, captured=CapturedTaps(swapped))
+    assert (predictor.predict(["snow"]).logits[:, 0] - logits[:, 1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 4, 100])
+def test_pieces_come_together_in_order(host: TinyHost, head: LDZNet, latents: torch.Tensor, chunk: int) -> None:
+    texts = ["a purple cup", "snow", "a flower"]
+    result = predicted(host, head, latents, texts, chunk=chunk)
+    expected, presence = once(host, head, latents, [f"a photo of {text}." for text in AS_READ], 400, SEED)
+    torch.testing.assert_close(result.logits, expected, atol=2e-3, rtol=0)
+    assert presence is not None
+    torch.testing.assert_close(result.scores, presence.sigmoid(), atol=1e-4, rtol=0)
 
 
 def test_the_template_is_the_head_s_own(host: TinyHost, head: LDZNet, latents: torch.Tensor) -> None:

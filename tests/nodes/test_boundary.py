@@ -39,6 +39,10 @@ def test_a_cut_picture_s_mask_lies_on_the_same_pixels(boundary: Any, nodes: Modu
     assert mask.shape == (1, 1, 133, 130)
     rows, columns = mask[0, 0].any(1).nonzero(), mask[0, 0].any(0).nonzero()
     assert (int(rows[0]), int(rows[-1]), int(columns[0]), int(columns[-1])) == (42, 61, 51, 90)
+    logits[:, :, :, :3] = 9.0  # up to the frame's edge, so up to the picture's
+    whole = segmented(boundary, nodes, logits, (133, 130), offset=(2, 1)).masks(0.5)
+    assert whole[0, 0, :, :4].all()
+    assert not whole[0, 0, :, 4].any()
 
 
 @pytest.mark.parametrize(("own", "share"), [(-1.0, 0.25), (-0.01, 0.25), (0.0, 0.75), (0.4, 0.5), (0.7, 0.25)])
