@@ -483,7 +483,7 @@ MUTANTS = [
         "True",
         "nodes/test_boundary.py nodes/test_execute.py attention/test_captured.py",
     ),
-    Mutant("ldznet/drawing.py", "i * GOLDEN % 1", "i / count", "nodes/test_values.py nodes/test_boundary.py cli"),
+    Mutant("ldznet/drawing.py", "i * GOLDEN % 1", "i / count", "test_drawing.py"),
     Mutant("nodes/_boundary.py", 'mode="replicate"', 'mode="constant"', "nodes/test_boundary.py"),
     Mutant(
         "ldznet/images.py", "(pixels - low) * (2 / (high - low)) - 1", "(pixels - low) / (high - low)", "test_images.py"

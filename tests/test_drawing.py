@@ -37,6 +37,12 @@ def test_a_mask_is_seen_on_what_it_covers(thing: list[float]) -> None:
     assert torch.equal(bare[0, :, 8, 20], picture[0, :, 8, 20])
 
 
+def test_a_phrase_keeps_its_colour_when_more_are_added() -> None:
+    assert torch.equal(drawing.colours(12)[:3], drawing.colours(3))
+    assert drawing.hexadecimal(drawing.colours(1)[0]) == "#ff0000"
+    assert torch.cdist(drawing.colours(12), drawing.colours(12)).add(10 * torch.eye(12)).min() > 0.2
+
+
 def test_colours_of_one_overlay_differ_from_each_other() -> None:
     pictures = torch.rand(2, 3, 30, 30, generator=torch.Generator().manual_seed(0))
     masks = torch.zeros(2, 9, 30, 30)

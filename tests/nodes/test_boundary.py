@@ -54,6 +54,15 @@ def test_a_threshold_below_0_follows_the_segmenting_node_s(
     assert float(found.masks(own).mean()) == share
 
 
+def test_what_was_cut_off_is_like_the_frame_s_edge(boundary: Any, nodes: ModuleType) -> None:
+    logits = torch.full((1, 1, 16, 16), -9.0)
+    logits[:, :, :4, 12:] = 9.0  # up to the upper and the right edge
+    mask = segmented(boundary, nodes, logits, (21, 23), offset=(2, 3)).masks(0.5)[0, 0]
+    expected = torch.zeros(21, 23)
+    expected[: 2 + 4, 3 + 12 :] = 1
+    assert torch.equal(mask, expected)
+
+
 @pytest.mark.parametrize(
     ("picture", "expected"),
     [
