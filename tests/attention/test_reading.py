@@ -249,3 +249,19 @@ def test_a_stranger_without_transformer_blocks() -> None:
     reading = reading_attention(odd, ["input.0"], [], {"input.0": TapSpec("input.0", 4, 1)}, (4, 4))
     with pytest.raises(TapError, match=r"transformer blocks in input\.0"), reading:
         pass
+
+
+@pytest.mark.parametrize("second", [None, 12], ids=["never ran", "merged tokens"])
+def test_somebody_else_s_pass_shows_whole_blocks_or_nothing_of_them(second: int | None) -> None:
+    """Of a block with several layers, none counts where one cannot be read; and nothing is raised into that pass."""
+    unet = unets.unet("sdxl")
+    layers = spatial_transformers(unet)["input.4"].transformer_blocks
+    assert len(layers) == 2
+    with torch.no_grad(), reading_attention(unet, [], ["input.4"], tap_specs(unet), (16, 24), end_early=False) as read:
+        for layer, tokens in zip(layers, (96, second), strict=True):
+            if tokens is not None:
+                hidden = torch.randn(1, tokens, layer.attn1.to_q.in_features)
+                layer.attn1.to_k(hidden)
+                layer.attn1.to_q(hidden)
+    assert read.self_attention == {}
+    assert unets.hooks_of(unet) == 0
