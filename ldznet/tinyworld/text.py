@@ -84,7 +84,8 @@ class Embeddings(nn.Module):
 
 
 def _embedding(rows: int, width: int) -> nn.Embedding:
-    return nn.Embedding.from_pretrained(drawn(torch.empty(rows, width), 0.02), freeze=False)
+    table = nn.Parameter(drawn(torch.empty(rows, width), 0.02))
+    return nn.Embedding.from_pretrained(table, freeze=False)
 
 
 class TextEncoder(nn.Module):
