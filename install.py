@@ -30,10 +30,12 @@ DTYPES = ("float16", "bfloat16", "float32")
 
 
 def model_folder() -> Path | None:
-    """ComfyUI's models/ldznet, made where it is missing; None if the pack does not lie in a custom_nodes folder."""
-    if ROOT.parent.name.lower() != "custom_nodes":
+    """The host's models/ldznet, made where it is missing; None if the pack lies neither in a folder custom_nodes
+    (ComfyUI) nor in the extensions of an A1111 or a Forge, which its launch.py tells."""
+    host, kind = ROOT.parent.parent, ROOT.parent.name.lower()
+    if kind != "custom_nodes" and not (kind == "extensions" and (host / "launch.py").is_file()):
         return None
-    folder = ROOT.parent.parent / "models" / "ldznet"
+    folder = host / "models" / "ldznet"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -113,7 +115,9 @@ def main() -> int:
         "convert", help="published checkpoint to safetensors", epilog="Example: install.py convert LDZNet_txt2mask.ckpt"
     )
     command.add_argument("file", help="the downloaded LDZNet_txt2mask.ckpt")
-    command.add_argument("output", nargs="?", help=f"default: {HEAD_NAME} in ComfyUI's models/ldznet, else beside FILE")
+    command.add_argument(
+        "output", nargs="?", help=f"default: {HEAD_NAME} in the host's models/ldznet, else beside FILE"
+    )
     command.add_argument("--dtype", choices=DTYPES, help="default: that of the file; float16 halves it")
     command.add_argument("--force", action="store_true", help="replace an existing output")
     arguments = parser.parse_args()

@@ -18,8 +18,9 @@ ONE_FILE = {
 }
 ORDER = (  # a part of ldznet imports what stands before it, and nothing after it
     *("errors", "bounds", "placing", "shapes", "writing", "sources", "clip_bpe", "phrases", "combining", "contracts"),
-    *("taps", "schedule", "config", "images", "masks", "drawing", "segmentation", "attention", "capture", "models"),
-    *("checkpoints", "predictor", "tinyworld", "hosts", "data", "train", "evaluate", "cli", "__main__"),
+    *("taps", "schedule", "config", "images", "masks", "shaping", "drawing", "segmentation", "attention", "capture"),
+    *("models", "checkpoints", "predictor", "tinyworld", "hosts", "webui", "data", "train", "evaluate", "cli"),
+    "__main__",
 )
 NEVER = {"models": {"attention"}, "hosts": {"predictor"}, "train": {"hosts"}}  # though it stands before
 

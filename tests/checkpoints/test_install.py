@@ -93,6 +93,17 @@ def test_without_arguments_it_checks_and_makes_the_folder(comfy_pack: Path, tmp_
     assert (tmp_path / "ComfyUI" / "models" / "ldznet").is_dir()
 
 
+def test_an_a1111_has_its_folder_too(tmp_path: Path) -> None:
+    pack = tmp_path / "webui" / "extensions" / "pack"
+    pack.mkdir(parents=True)
+    (tmp_path / "webui" / "launch.py").touch()
+    shutil.copy(ROOT / "install.py", pack)
+    result = call(cwd=tmp_path, pack=pack)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "LDZNet: ready." in result.stdout
+    assert (tmp_path / "webui" / "models" / "ldznet").is_dir()
+
+
 def test_without_arguments_outside_a_host_it_makes_nothing(tmp_path: Path) -> None:
     pack = tmp_path / "extensions" / "pack"
     pack.mkdir(parents=True)
