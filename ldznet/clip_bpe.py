@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from .errors import CheckpointError, InputError
+from .errors import CheckpointError, InputError, cause
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 CONTEXT_LENGTH = 77
@@ -77,7 +77,20 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
-        """From a CLIP tokenizer's folder: `vocab.json` and `merges.txt`, or the `tokenizer.json` that holds both."""
+        """From a CLIP tokenizer's folder: `vocab.json` and `merges.txt`, or the `tokenizer.json` that holds both.
+
+        Raises CheckpointError for one that lacks them, or whose files hold something else.
+        """
+        try:
+            return cls._load(folder)
+        except (LookupError, TypeError, ValueError, AttributeError, OSError, RecursionError) as error:
+            raise CheckpointError(
+                f"Expected a CLIP tokenizer in {folder}, got damaged files ({type(error).__name__}: {cause(error)}). "
+                "Download the folder again."
+            ) from error
+
+    @classmethod
+    def _load(cls, folder: Path) -> Tokenizer:
         pad = _pad_of(folder)
         vocab, merges, both = (folder / name for name in ("vocab.json", "merges.txt", "tokenizer.json"))
         if vocab.is_file() and merges.is_file():

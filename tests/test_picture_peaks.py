@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 MOST = {"array": 100, "PIL": 150, "turned": 400, "tensor": 150}  # megabytes above the picture itself
@@ -34,6 +35,11 @@ else:
         picture.getexif()[0x0112] = 6
 print(json.dumps(measured(lambda: predictor.set_image(picture, **options))))
 """
+COMMAND = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, capture_output=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
+"""
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from Linux's /proc")
 
@@ -51,6 +57,15 @@ def grown(kind: str, height: int, width: int) -> float:
 @pytest.mark.parametrize("kind", MOST)
 def test_64_megapixels_cost_little_beside_themselves(kind: str) -> None:
     assert grown(kind, 8000, 8000) < MOST[kind]
+
+
+def test_the_command_line_on_64_megapixels(tmp_path: Path) -> None:
+    Image.new("RGB", (8000, 8000), "red").save(tmp_path / "large.png")
+    words = [str(tmp_path / "large.png"), "--text", "grass", "--model", "tiny", "--out", str(tmp_path / "masks")]
+    command = [sys.executable, "-c", COMMAND, sys.executable, "-m", "ldznet", "segment", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 1400  # of which 340 are Python, torch and the models, and 190 to 250 the picture
 
 
 def test_169_megapixels_cost_no_more() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import InputError
+from ..errors import InputError, shown
 from .progress import console, progress_bar
 
 app = typer.Typer(
@@ -167,9 +167,9 @@ def info(
     from ..checkpoints.load import head_info
 
     about = head_info(head)
-    lines = {**dataclasses.asdict(about.config), **about.metadata, "parameters": f"{about.parameters:,}"}
-    for name, value in {**lines, "dtype": about.dtype}.items():
-        typer.echo(f"{name}: {value}")
+    facts = {**dataclasses.asdict(about.config), "parameters": f"{about.parameters:,}", "dtype": about.dtype}
+    for name, value in {**about.metadata, **facts}.items():  # whatever the file says, these are what is read
+        typer.echo(f"{shown(name)}: {shown(value, 2000)}")
 
 
 @app.command()

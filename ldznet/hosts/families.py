@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..contracts import FAMILIES, PUBLISHED_WIDTHS, named_width
-from ..errors import HostError
+from ..errors import HostError, shown
 from ..shapes import Float
 
 GREY = (0.8223, -0.6876, 0.6364, 0.1380)  # model-space latents of a grey image, ComfyUI's blank_inpaint_image_like
@@ -34,7 +34,7 @@ def family_of(config: Mapping[str, Any]) -> str:
     has, so that small models of that form work too.
     """
     if config.get("_class_name", "UNet2DConditionModel") != "UNet2DConditionModel":
-        raise no_host(f"a {config['_class_name']}")
+        raise no_host(f"a {shown(config['_class_name'])}")
     has_sizes = config.get("addition_embed_type") == "text_time"
     family = "sdxl" if has_sizes else "sd2" if config.get("use_linear_projection") else "sd1"
     title = FAMILIES[family].title
@@ -43,9 +43,9 @@ def family_of(config: Mapping[str, Any]) -> str:
             raise no_host(f"{named_width(width)} in a UNet of {title}'s form")
     for name, expected in FACTS[family].items():
         if _values(config.get(name, expected)) != {expected}:
-            raise no_host(f"one with {name} {config[name]}, where {title} has {expected}")
+            raise no_host(f"one with {name} {shown(config[name])}, where {title} has {expected}")
     if config.get("in_channels", 4) not in IN_CHANNELS:
-        raise no_host(f"one of {config['in_channels']} input channels, where {title} has 4, or 9 to inpaint")
+        raise no_host(f"one of {shown(config['in_channels'])} input channels, where {title} has 4, or 9 to inpaint")
     return family
 
 
@@ -56,7 +56,9 @@ def inpainting_part(latents: Float[Tensor, "b 4 h w"]) -> Float[Tensor, "b 5 h w
 
 
 def _values(value: Any) -> set[Any]:
-    return set(value) if isinstance(value, (list, tuple)) else {value}
+    """What a field holds, once each; what is neither a word nor a number, by its kind."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return {v if v is None or isinstance(v, (str, int, float)) else f"a {type(v).__name__}" for v in values}
 
 
 def no_host(got: str) -> HostError:

@@ -17,6 +17,8 @@ from ..checkpoints.formats import listing
 from ..errors import CheckpointError, cause, shown
 from ..placing import device_of, dtype_of
 
+MOST_LAYERS, MOST_NUMBER = 128, 2**17  # in a configuration; CLIP's vocabulary has 49,408 words
+
 
 def placed(device: torch.device | str | None, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
     """Where and as what weights go: None is the CPU, and float32 there, float16 elsewhere."""
@@ -39,6 +41,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def pretrained(kind: Any, folder: Path) -> Any:
     """A whole `kind` from its folder; half-precision weights are taken where there are no others."""
+    _require_modest(folder / "config.json")
     files = list(folder.glob("*.safetensors")) + list(folder.glob("*.bin"))
     variant = None if any("." not in file.stem for file in files) else "fp16"
     try:
@@ -52,6 +55,18 @@ def pretrained(kind: Any, folder: Path) -> Any:
             f"Expected a whole {kind.__name__} in {folder}, {listed(report['missing_keys'])} missing."
         )
     return model
+
+
+def _require_modest(path: Path) -> None:
+    """Raises CheckpointError for a configuration that would build networks of sizes which none has."""
+    for name, value in read_json(path).items():
+        values = value if isinstance(value, list) else [value]
+        most = MOST_LAYERS if "layers" in name else MOST_NUMBER
+        if len(values) > MOST_LAYERS or any(isinstance(v, (int, float)) and abs(v) > most for v in values):
+            raise CheckpointError(
+                f"Expected numbers up to {most:,} as {shown(name)} in {path}, got {shown(repr(value))}. Take the "
+                "model's own folder."
+            )
 
 
 def ready(module: Any, device: torch.device, dtype: torch.dtype) -> Any:
