@@ -35,7 +35,7 @@ class CaptureWhileSampling(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> Any:
-        """See ComfyNode."""
+        """How ComfyUI shows the node: names, inputs, outputs."""
         return schema(
             node_id="LDZNetCapture",
             display_name="Capture While Sampling",
@@ -61,7 +61,8 @@ class CaptureWhileSampling(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, head: Any) -> Any:
-        """See ComfyNode."""
+        """A clone of the model that captures, and the capture that its samplers will fill. The given model stays as
+        it is."""
         from ..ldznet.hosts import comfyui
 
         with socket("head"):
@@ -100,7 +101,7 @@ class SegmentCaptured(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> Any:
-        """See ComfyNode."""
+        """How ComfyUI shows the node: names, inputs, outputs."""
         return schema(
             node_id="LDZNetSegmentCaptured",
             display_name="Segment Captured",
@@ -116,7 +117,7 @@ class SegmentCaptured(io.ComfyNode):
     def execute(
         cls, latent: Any, capture: Any, clip: Any, head: Any, text: str, threshold: float, prompt: Any = None
     ) -> Any:
-        """See ComfyNode. What is linked comes as links, and goes on as links."""
+        """The two inner nodes that do the work. What is linked comes as links, and goes on as links."""
         read_phrases(text)
         links = {"latent": latent, "capture": capture, "clip": clip, "head": head}
         if prompt is not None:
@@ -129,7 +130,7 @@ class InnerCaptured(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> Any:
-        """See ComfyNode."""
+        """How ComfyUI shows the node: names, inputs, outputs."""
         return schema(
             node_id="LDZNetInnerCaptured",
             display_name="Segment Captured: features",
@@ -146,7 +147,7 @@ class InnerCaptured(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent: Any, capture: Capture, clip: Any, head: Any, text: str, prompt: str | None = None) -> Any:
-        """See ComfyNode."""
+        """The soft maps, remembered by the run, the CLIP and the texts that they were made of."""
         from ..ldznet.hosts import comfyui
 
         samples = vae_latents_of(latent)

@@ -43,7 +43,7 @@ class LabelMap(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> Any:
-        """See ComfyNode."""
+        """How ComfyUI shows the node: names, inputs, outputs."""
         return schema(
             node_id="LDZNetLabelMap",
             display_name="Segmentation Label Map",
@@ -70,7 +70,7 @@ class LabelMap(io.ComfyNode):
         min_area: int = LEAST,
         order: str = "as labelled",
     ) -> Any:
-        """See ComfyNode."""
+        """Labels, their colours, regions, boxes and a legend, all of one decision per pixel."""
         result = segmentation.result
         labels = masks.label_map(segmentation.soft(), segmentation.threshold_or(background))
         regions = [regions_of(labels[b], result, b, pieces, min_area) for b in range(len(labels))]

@@ -52,7 +52,7 @@ class LoadHead(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> Any:
-        """See ComfyNode."""
+        """How ComfyUI shows the node: names, inputs, outputs."""
         return schema(
             node_id="LDZNetLoadHead",
             display_name="Load LD-ZNet Head",
@@ -93,7 +93,8 @@ class LoadHead(io.ComfyNode):
 
     @classmethod
     def execute(cls, head: str) -> Any:
-        """See ComfyNode. A node shows one sentence; what deviates in a file, name by name, is in the log."""
+        """The head, under ComfyUI's memory management. A node shows one sentence; what deviates in a file, name by
+        name, is in the log."""
         from ..ldznet.hosts import comfyui
 
         try:

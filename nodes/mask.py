@@ -22,7 +22,7 @@ class MaskFromSegmentation(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> Any:
-        """See ComfyNode."""
+        """How ComfyUI shows the node: names, inputs, outputs."""
         return schema(
             node_id="LDZNetMask",
             display_name="Mask from Segmentation",
@@ -61,7 +61,8 @@ class MaskFromSegmentation(io.ComfyNode):
         image: Any = None,
         invert: bool = False,
     ) -> Any:
-        """See ComfyNode."""
+        """One mask of the chosen phrases per image, after every step in the order of the inputs, and whether it
+        holds anything."""
         from ..ldznet.hosts.comfyui import raise_if_cancelled as check
 
         chosen = segmentation.select(pick(phrases, segmentation.result.phrases))

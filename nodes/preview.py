@@ -23,7 +23,7 @@ class PreviewSegmentation(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> Any:
-        """See ComfyNode."""
+        """How ComfyUI shows the node: names, inputs, outputs."""
         return schema(
             node_id="LDZNetPreview",
             display_name="Preview Segmentation",
@@ -45,7 +45,7 @@ class PreviewSegmentation(io.ComfyNode):
 
     @classmethod
     def execute(cls, segmentation: Segmented, threshold: float, opacity: float, image: Any = None) -> Any:
-        """See ComfyNode."""
+        """The overlays as IMAGE, and in the node with their legends."""
         from ..ldznet.hosts.comfyui import raise_if_cancelled as check
 
         shown = framed(segmentation, image)

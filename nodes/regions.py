@@ -19,7 +19,7 @@ class RegionPrompts(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> Any:
-        """See ComfyNode."""
+        """How ComfyUI shows the node: names, inputs, outputs."""
         return schema(
             node_id="LDZNetRegionPrompts",
             display_name="Region Prompts",
@@ -48,7 +48,8 @@ class RegionPrompts(io.ComfyNode):
         threshold: float,
         grow: int,
     ) -> Any:
-        """See ComfyNode. A phrase that was not found gets no region: its place belongs to the background."""
+        """The prompts, each bound to its mask. A phrase that was not found gets no region: its place belongs to the
+        background."""
         from ..ldznet.hosts.comfyui import raise_if_cancelled as check
 
         areas = segmentation.masks(threshold)

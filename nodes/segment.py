@@ -93,7 +93,7 @@ class SegmentByText(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> Any:
-        """See ComfyNode."""
+        """How ComfyUI shows the node: names, inputs, outputs."""
         return schema(
             node_id="LDZNetSegment",
             display_name="Segment by Text",
@@ -120,7 +120,7 @@ class SegmentByText(io.ComfyNode):
         image: Any = None,
         vae: Any = None,
     ) -> Any:
-        """See ComfyNode. What is linked comes as links, and goes on as links."""
+        """The two inner nodes that do the work. What is linked comes as links, and goes on as links."""
         read_phrases(text)
         links = {"model": model, "clip": clip, "head": head, "latent": latent, "image": image}
         if latent is None:
@@ -136,7 +136,7 @@ class InnerSegment(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> Any:
-        """See ComfyNode."""
+        """How ComfyUI shows the node: names, inputs, outputs."""
         return schema(
             node_id="LDZNetInnerSegment",
             display_name="Segment by Text: features",
@@ -165,7 +165,7 @@ class InnerSegment(io.ComfyNode):
         image: Any = None,
         vae: Any = None,
     ) -> Any:
-        """See ComfyNode."""
+        """The soft maps, remembered by everything that they were made of."""
         from ..ldznet.hosts import comfyui
 
         samples = None if latent is None else vae_latents_of(latent)
@@ -213,7 +213,7 @@ class InnerMasks(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> Any:
-        """See ComfyNode."""
+        """How ComfyUI shows the node: names, inputs, outputs."""
         return schema(
             node_id="LDZNetInnerMasks",
             display_name="Segment by Text: masks",
@@ -238,7 +238,8 @@ class InnerMasks(io.ComfyNode):
 
     @classmethod
     def execute(cls, segmentation: list[Segmented], threshold: list[float]) -> Any:
-        """See ComfyNode. Inputs come as lists, so that a list of pictures can be told from a batch."""
+        """Masks at the threshold, and what the report says of them. Inputs come as lists, so that a list of pictures
+        can be told from a batch."""
         if len(segmentation) != 1:
             raise InputError(
                 f"Expected one batch, got a list of {len(segmentation)}. Make a batch of it first: Rebatch Latents or "

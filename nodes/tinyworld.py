@@ -14,7 +14,7 @@ class TinyWorld(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> Any:
-        """See ComfyNode."""
+        """How ComfyUI shows the node: names, inputs, outputs."""
         return schema(
             node_id="LDZNetTinyWorld",
             display_name="Tiny World",
@@ -31,7 +31,7 @@ class TinyWorld(io.ComfyNode):
 
     @classmethod
     def execute(cls) -> Any:
-        """See ComfyNode."""
+        """The embedded models in ComfyUI's own classes."""
         from ..ldznet.hosts import comfyui_world
 
         return io.NodeOutput(*comfyui_world.tiny_models())
