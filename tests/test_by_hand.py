@@ -91,12 +91,13 @@ def test_one_pass_is_template_noise_t_taps_and_presence(host: TinyHost, head: LD
     assert (result.logits - other_noise).abs().max() > 0.1  # and the taps
 
 
-def test_captured_taps_are_each_picture_s_own(host: TinyHost, head: LDZNet, latents: torch.Tensor) -> None:
-    """In pieces of two pairs; the UNet is not asked."""
+@pytest.mark.parametrize("chunk", [2, 100])
+def test_captured_taps_are_each_picture_s_own(host: TinyHost, head: LDZNet, latents: torch.Tensor, chunk: int) -> None:
+    """In pieces of two pairs, and all at once; the UNet is not asked."""
     blocks = list(head.head_config.tap_specs)
     context = host.encode_text(["snow", "grass"])
     taps = dict(host.extract(latents, torch.tensor([400, 300]), context, blocks))
-    predictor = Predictor(host, head, chunk=2)
+    predictor = Predictor(host, head, chunk=chunk)
     predictor.set_latents(latents, captured=CapturedTaps(taps))
     logits = predictor.predict(["a purple cup", "snow", "a flower"]).logits
     for i in range(2):
