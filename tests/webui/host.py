@@ -1,0 +1,106 @@
+"""A real A1111 or Forge, its API alone, on a CPU: started once for a module, in the folder of $WEBUI_PATH.
+
+`$WEBUI_PYTHON` is its interpreter, `$WEBUI_FLAGS` what it needs beyond the flags here (A1111: `--use-cpu all --no-half
+--precision full`; Forge and reForge: `--always-cpu`). The folder must be installed, hold one SD 1.x checkpoint and have
+this repository in `extensions/`. docs/webui.md says how to make one.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import shlex
+import socket
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldznet.webui.settings import TITLE
+
+FLAGS = ("--skip-prepare-environment", "--skip-torch-cuda-test", "--nowebui", "--api", "--server-name", "127.0.0.1")
+READY, PATIENCE = "Uvicorn running", 180  # seconds
+SIZE = (192, 128)  # width, height
+BASE: dict[str, Any] = {
+    "prompt": "a cat",
+    "steps": 2,
+    "width": SIZE[0],
+    "height": SIZE[1],
+    "seed": 1,
+    "sampler_name": "Euler",
+    "denoising_strength": 0.75,
+    "inpainting_fill": 1,
+    "inpaint_full_res": False,
+    "mask_blur": 0,
+}
+
+
+def picture(seed: int = 0) -> Image.Image:
+    """Soft colours, always the same."""
+    colours = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(colours).resize(SIZE, Image.Resampling.BICUBIC)
+
+
+class Webui:
+    """A host that answers."""
+
+    def __init__(self, folder: Path, python: str, log: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        flags = [*FLAGS, "--port", str(self.port), *shlex.split(os.environ.get("WEBUI_FLAGS", ""))]
+        self.log = log
+        with log.open("w") as out:
+            command = [python, "launch.py", *flags]
+            self.process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=subprocess.STDOUT)
+        deadline = time.monotonic() + PATIENCE
+        while READY not in log.read_text(errors="replace"):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.close()
+                pytest.fail(f"the host did not start:\n{log.read_text(errors='replace')[-3000:]}")
+            time.sleep(0.5)
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+
+    def img2img(self, settings: Any = None, **changed: Any) -> tuple[list[np.ndarray], str]:
+        """The pictures and the first one's infotext; `settings` are the section's arguments, None for none."""
+        body = {**BASE, "init_images": [_encoded(picture())], **changed}
+        if settings is not None:
+            body["alwayson_scripts"] = {TITLE: {"args": settings if isinstance(settings, list) else [settings]}}
+        answer = self.post("/sdapi/v1/img2img", body)
+        return [_decoded(image) for image in answer["images"]], json.loads(answer["info"])["infotexts"][0]
+
+    def post(self, path: str, body: Any) -> Any:
+        address = f"http://127.0.0.1:{self.port}{path}"
+        request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=500) as answer:
+            return json.load(answer)
+
+
+def _encoded(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _decoded(text: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB"))
+
+
+def found() -> tuple[Path, str]:
+    """The host's folder and interpreter; skips with the reason where there is none."""
+    folder, python = os.environ.get("WEBUI_PATH"), os.environ.get("WEBUI_PYTHON")
+    if not folder or not python:
+        pytest.skip("no A1111 or Forge: set $WEBUI_PATH to its folder and $WEBUI_PYTHON to its interpreter")
+    if not (Path(folder) / "launch.py").is_file():
+        pytest.skip(f"no A1111 or Forge in $WEBUI_PATH, {folder}: launch.py is missing")
+    return Path(folder), python
