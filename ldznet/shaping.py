@@ -37,7 +37,11 @@ def shaped(
     soft: Float[Tensor, "b h w"], guide: Float[Tensor, "b 3 h w"], shape: Shape, check: masks.Check = masks.never
 ) -> Float[Tensor, "b h w"]:
     """The mask in [0, 1] of soft maps, each with its picture in [0, 1]."""
-    mask = (refined(soft, guide, shape.refine, check) > shape.threshold).to(soft)
+    return finished((refined(soft, guide, shape.refine, check) > shape.threshold).to(soft), shape, check)
+
+
+def finished(mask: Float[Tensor, "b h w"], shape: Shape, check: masks.Check = masks.never) -> Float[Tensor, "b h w"]:
+    """What comes after the threshold, of a hard mask or a soft one."""
     mask = masks.drop_specks(mask, shape.drop_specks)
     mask = masks.fill_holes(mask) if shape.fill_holes else mask
     return masks.feather(masks.grow(mask, shape.grow, check), shape.feather, check)

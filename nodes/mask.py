@@ -7,14 +7,13 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..ldznet import masks
+from ..ldznet import masks, shaping
 from ..ldznet.shapes import Float
 from ._boundary import Segmented, guide_of, mask_of, socket
 from ._phrases import pick
 from ._schema import CATEGORY, following_input, schema, segmentation_input
 
 MODES = ("threshold", "soft")
-REFINES = ("none", "guided filter", "PAMR")
 
 
 class MaskFromSegmentation(io.ComfyNode):
@@ -69,9 +68,8 @@ class MaskFromSegmentation(io.ComfyNode):
         chosen = chosen if image is None else chosen.beside(image)
         mask = refined(chosen.soft().amax(dim=1), image, refine, check)
         mask = masks.ends_pulled(mask) if mode == "soft" else (mask > chosen.threshold_or(threshold)).float()
-        mask = masks.drop_specks(mask, drop_specks)
-        mask = masks.fill_holes(mask) if fill_holes else mask
-        mask = masks.feather(masks.grow(mask, grow, check), feather, check)
+        shape = shaping.Shape(drop_specks=drop_specks, fill_holes=fill_holes, grow=grow, feather=feather)
+        mask = shaping.finished(mask, shape, check)
         return io.NodeOutput(mask_of(1 - mask if invert else mask), bool(mask.any()))
 
 
@@ -79,13 +77,11 @@ def refined(
     soft: Float[Tensor, "b h w"], image: Any, refine: str, check: masks.Check = masks.never
 ) -> Float[Tensor, "b h w"]:
     """`soft` with the edges of an `image` of its size, by the method named; as it is where no image is connected."""
-    if refine == "none" or image is None:
+    if refine == shaping.REFINES[0] or image is None:
         return soft
     guide = guide_of(image).to(soft.device).expand(soft.shape[0], -1, -1, -1)
     with socket("image"):
-        if refine == "PAMR":
-            return masks.pamr(soft, guide, check=check)
-        return masks.guided_filter(soft, guide, check=check)
+        return shaping.refined(soft, guide, refine, check)
 
 
 def _choice_inputs() -> list[Any]:
@@ -112,8 +108,8 @@ def _shape_inputs() -> list[Any]:
     return [
         io.Combo.Input(
             "refine",
-            options=list(REFINES),
-            default=REFINES[1],
+            options=list(shaping.REFINES),
+            default=shaping.REFINES[1],
             tooltip="Moves the soft edges to those of the image, before the threshold. Without an image they stay.",
         ),
         io.Boolean.Input("fill_holes", default=False, tooltip="Fills what the mask encloses."),
