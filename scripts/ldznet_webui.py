@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import gradio as gr
+import torch
 from modules import errors, extra_networks, images, paths, processing, scripts, sd_vae, shared
 
 LIBRARY = Path(__file__).absolute().parents[1] / "ldznet"
@@ -186,9 +187,12 @@ def without_networks():
     before = getattr(model, "forge_objects", None)
     extra_networks.activate(SimpleNamespace(scripts=None, all_prompts=[], extra_generation_params={}), {})
     try:
-        if before is not None:
-            model.forge_objects = model.forge_objects_original.shallow_copy()
-        yield
+        if before is None:
+            yield
+            return
+        model.forge_objects = model.forge_objects_original.shallow_copy()
+        with torch.inference_mode():  # as a Forge runs its own: what it loads outside of that, it cannot use inside
+            yield
     finally:
         if before is not None:
             model.forge_objects = before

@@ -11,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from webui import standin
 
@@ -122,6 +123,8 @@ def test_networks_are_put_back_on_a_forge(script: Any) -> None:
     script.shared.sd_model = model
     with contextlib.suppress(ZeroDivisionError), script.without_networks():
         assert model.forge_objects == "bare"
+        assert torch.is_inference_mode_enabled()  # or Forge cannot use what it loads then: seen on a real one
         raise ZeroDivisionError
     assert model.forge_objects == patched
     assert activated == [(None, {})]
+    assert not torch.is_inference_mode_enabled()
