@@ -111,7 +111,7 @@ def outlives_blur(mask: Mask, blur: tuple[int, int], inverted: bool = False) -> 
 def _blurred(values: Float[Tensor, "h w"], deviation: int, axis: int) -> Float[Tensor, "h w"]:
     """Along one axis, with the hosts' reach of 2.5 deviations."""
     reach = int(2.5 * deviation + 0.5)
-    steps = torch.arange(-reach, reach + 1, dtype=torch.float32)
+    steps = torch.arange(-reach, reach + 1, dtype=torch.float32, device=values.device)
     kernel = torch.exp(-0.5 * (steps / deviation) ** 2)
     lines = values if axis == 1 else values.T
     edged = torch.nn.functional.pad(lines[:, None], (reach, reach), mode="replicate")
