@@ -25,6 +25,7 @@ import torch
 
 ARRAYS = (torch.Tensor, np.ndarray)
 CHECK = "_shapes_hold"
+compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # from torch 2.3 on
 
 
 class ShapeError(AssertionError):
@@ -45,7 +46,7 @@ def holding(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def held(*args: Any, **named: Any) -> Any:
         out = function(*args, **named)
-        if torch.compiler.is_compiling():
+        if compiling():
             return out
         if not hints:
             hints.update({"": None, **_hints(function)})
