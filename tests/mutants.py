@@ -16,7 +16,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-COPIED = ("__init__.py", "pyproject.toml", "install.py", "ldznet", "nodes", "tests", "benchmarks", "workflows", "web")
+COPIED = (
+    "__init__.py",
+    "pyproject.toml",
+    "install.py",
+    "ldznet",
+    "nodes",
+    "tests",
+    "benchmarks",
+    "workflows",
+    "web",
+    "docs",
+)
 
 
 class Mutant(NamedTuple):
@@ -32,6 +43,7 @@ HAND = "test_by_hand.py"
 COMBINING, CLI = "test_combining.py", "cli/test_results.py"
 VALUES, EXECUTE = "nodes/test_values.py", "nodes/test_execute.py"
 MASKED, DISC = "nodes/test_mask_nodes.py", "test_masks.py"
+REGIONS, PUBLISHED = "data/test_regions.py", "data/test_published.py"
 MUTANTS = [
     Mutant("ldznet/phrases.py", 'return template.replace("{}", phrase)', "return phrase", HAND),
     Mutant("ldznet/models/trained.py", "fill(config.template, phrase)", 'fill("a photo of a {}.", phrase)', HAND),
@@ -577,6 +589,19 @@ MUTANTS = [
     Mutant("ldznet/predictor.py", "maps.sigmoid().std(0)", "maps.std(0)", "test_by_hand.py"),
     Mutant("ldznet/attention/captured.py", "torch.ones(", "torch.zeros(", "attention nodes/test_execute.py"),
     Mutant("nodes/capture.py", "captured=seen.captured", "captured=None", EXECUTE),
+    Mutant("ldznet/data/regions.py", "np.trunc(FINER * polygon + 0.5)", "np.trunc(FINER * polygon)", REGIONS),
+    Mutant("ldznet/data/regions.py", "counts[-2] if len(counts) > 2", "counts[-2] if len(counts) > 1", REGIONS),
+    Mutant("ldznet/data/regions.py", "(1 << shift) if bits & NEGATIVE else 0", "0", REGIONS),
+    Mutant("ldznet/data/regions.py", "mask[y[on], column[on]] = True", "pass", REGIONS),
+    Mutant("ldznet/data/regions.py", "crosses = y < bottom[edge]", "crosses = y <= bottom[edge]", REGIONS),
+    Mutant("ldznet/data/regions.py", "flat.reshape(size[1], size[0]).T", "flat.reshape(size)", REGIONS),
+    Mutant("ldznet/data/annotated.py", "mask |= self._draw", "mask = self._draw", PUBLISHED),
+    Mutant("ldznet/data/annotated.py", "picture.getexif()[ORIENTATION] = 1", "pass", PUBLISHED),
+    Mutant("ldznet/data/annotated.py", "if region.phrase not in layer", "if True", PUBLISHED),
+    Mutant("ldznet/data/annotated.py", "if phrase not in phrases", "if True", PUBLISHED),
+    Mutant("ldznet/data/phrasecut.py", 'if task["image_id"] not in EXCLUDED:', "if True:", PUBLISHED),
+    Mutant("ldznet/data/refcoco.py", "its_split == split or", "split in its_split or", PUBLISHED),
+    Mutant("ldznet/data/refcoco.py", 'its_split.startswith("test")', "False", PUBLISHED),
 ]
 
 

@@ -4,7 +4,7 @@ A pickle names Python callables and calls them. Here nothing is ever called: a n
 knows an ordered dict, three of torch's rebuilding functions and its types; every other name, and whatever is done
 with it, becomes a `Placeholder`. A value can be large and be shared by all that follows, so no step looks into one: no
 key is hashed that has parts, nothing is printed, joined or unpacked but what is short. The steps are counted.
-`pickles` alone may import this.
+`pickles` and `plain_pickles` alone may import this.
 """
 
 from __future__ import annotations

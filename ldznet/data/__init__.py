@@ -1,12 +1,30 @@
 """Datasets: images with captions, phrases and their masks. To add one: a file here and a line in `DATASETS`."""
 
+from .coco import CocoDataset
 from .folder import FolderDataset
 from .items import Item
+from .phrasecut import PhraseCutDataset
+from .refcoco import GRefDataset, RefCocoDataset, RefCocoPlusDataset
 from .tinyworld import TinyWorldDataset
 
 DATASETS = {
     "tinyworld": TinyWorldDataset,
     "folder": FolderDataset,
+    "coco": CocoDataset,
+    "phrasecut": PhraseCutDataset,
+    "refcoco": RefCocoDataset,
+    "refcoco+": RefCocoPlusDataset,
+    "gref": GRefDataset,
 }
 
-__all__ = ["DATASETS", "FolderDataset", "Item", "TinyWorldDataset"]
+__all__ = [
+    "DATASETS",
+    "CocoDataset",
+    "FolderDataset",
+    "GRefDataset",
+    "Item",
+    "PhraseCutDataset",
+    "RefCocoDataset",
+    "RefCocoPlusDataset",
+    "TinyWorldDataset",
+]
