@@ -78,8 +78,10 @@ def test_a_list_may_hold_runs() -> None:
 
 def test_a_phrasecut_polygon_covers_what_clipsegs_code_covers() -> None:
     assert drawing(polygon_mask(points(POLYGON, (8, 8)), (8, 8))) == BY_CENTRES
-    square = points([[1, 1], [3, 1], [3, 2], [1, 2]], (4, 5))
-    assert drawing(polygon_mask(square, (4, 5))) == "\n.....\n.###.\n.###.\n.....\n"
+    square = points([[1, 1], [3, 1], [3, 3], [1, 3]], (5, 5))
+    assert drawing(polygon_mask(square, (5, 5))) == "\n.....\n.###.\n.###.\n.###.\n.....\n"
+    triangle = points([[1, 0], [5, 2], [1, 4]], (5, 7))  # of which a corner lies in a row
+    assert drawing(polygon_mask(triangle, (5, 7))) == "\n.#.....\n.###...\n.#####.\n.###...\n.#.....\n"
 
 
 @pytest.mark.parametrize("polygon", [[], [3, 3], [1, 1, 5, 5]])
