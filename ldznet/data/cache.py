@@ -82,7 +82,7 @@ class Cache:
 def draw(dataset: Dataset, folder: Path, progress: Progress = quiet) -> Cache:
     """The cache of `dataset` in `folder`, drawn unless it is there already.
 
-    Raises InputError where one of another length is there.
+    Raises InputError where one of another length is there, and for a dataset of pictures of unequal sizes.
     """
     if (folder / "items.jsonl").exists():
         return _same_length(Cache(folder), dataset)
@@ -96,7 +96,11 @@ def draw(dataset: Dataset, folder: Path, progress: Progress = quiet) -> Cache:
         np.lib.format.write_array_header_1_0(images, header)
         for i in range(len(dataset)):
             item = dataset[i]
-            assert item.image.shape == shape, "a dataset's images are of one size"
+            if item.image.shape != shape:
+                raise InputError(
+                    f"Expected pictures of one size to keep together, {shape[0]} x {shape[1]}, got one of "
+                    f"{item.image.shape[0]} x {item.image.shape[1]}. Give the dataset a size."
+                )
             images.write(item.image.tobytes())
             words = {name: getattr(item, name) for name in WORDS}
             records.append({**words, "first_plane": len(planes)})

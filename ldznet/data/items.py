@@ -28,7 +28,7 @@ class Item:
 
 
 class Dataset(Protocol):
-    """Items by index; equal-sized images."""
+    """Items by index; equal-sized images, but where a dataset was made with size None."""
 
     def __len__(self) -> int: ...
 

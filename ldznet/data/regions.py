@@ -45,9 +45,9 @@ def polygon_mask(polygon: Float[np.ndarray, "n 2"], size: Size) -> Bool[np.ndarr
     x = x0 + (y - y0) * (x1 - x0) / (y1 - y0)
     column = np.clip(np.ceil(x), 0, width).astype(np.int64)
     crosses = y < bottom[edge]  # a corner is the upper end of one edge and the lower end of another: it counts once
-    crossings = np.zeros((height, width + 1), np.int64)
+    crossings = np.zeros((height, width + 1), np.uint8)  # what it wraps at is even
     np.add.at(crossings, (y[crosses], column[crosses]), 1)
-    mask = (crossings.cumsum(axis=1) % 2 == 1)[:, :width]
+    mask = (crossings.cumsum(axis=1, dtype=np.uint8) & 1).astype(bool)[:, :width]
     on = (np.floor(x) == x) & (x >= 0) & (x < width)
     mask[y[on], column[on]] = True
     for (x0, y), (x1, _) in zip(start[top == bottom], end[top == bottom], strict=True):
@@ -78,7 +78,9 @@ def coco_polygon_mask(polygon: Float[np.ndarray, "n 2"], size: Size) -> Bool[np.
     y = (np.minimum(v[1:], v[:-1])[turns] + 0.5) / FINER - 0.5
     inside = (np.floor(x) == x) & (x >= 0) & (x <= width - 1)
     places = x[inside].astype(np.int64) * height + np.ceil(np.clip(y[inside], 0, height)).astype(np.int64)
-    return _by_columns(np.bincount(places, minlength=height * width + 1)[:-1].cumsum() % 2 == 1, size)
+    crossings = np.zeros(height * width + 1, np.uint8)  # what it wraps at is even
+    np.add.at(crossings, places, 1)
+    return _by_columns((crossings.cumsum(dtype=np.uint8)[:-1] & 1).astype(bool), size)
 
 
 def runs_mask(runs: dict[str, Any], size: Size) -> Bool[np.ndarray, "h w"]:

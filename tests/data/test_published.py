@@ -15,6 +15,7 @@ from data import making
 
 from ldznet.checkpoints.plain_pickles import read_pickle
 from ldznet.data import CocoDataset, GRefDataset, PhraseCutDataset, RefCocoDataset, RefCocoPlusDataset
+from ldznet.data.cache import draw
 from ldznet.data.phrasecut import EXCLUDED
 from ldznet.data.refcoco import RefDataset
 from ldznet.errors import InputError
@@ -83,6 +84,13 @@ def test_pictures_may_stay_as_they_are(tmp_path: Path) -> None:
     assert [dataset[i].image.shape for i in range(3)] == [(60, 60, 3), (40, 80, 3), (50, 33, 3)]
     assert dataset[1].masks[0].sum() == 40 * 40
     assert dataset[2].masks.shape == (0, 50, 33)
+
+
+def test_pictures_of_unequal_sizes_are_not_kept_in_one_array(tmp_path: Path) -> None:
+    making.coco(tmp_path)
+    with pytest.raises(InputError, match="60 x 60, got one of 40 x 80"):
+        draw(CocoDataset(tmp_path, size=None), tmp_path / "cache")
+    assert not (tmp_path / "cache" / "items.jsonl").exists()
 
 
 def test_a_category_is_the_union_of_its_instances_and_crowds(tmp_path: Path) -> None:
