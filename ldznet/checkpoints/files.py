@@ -116,7 +116,8 @@ def open_safetensors(path: Path) -> Iterator[TensorFile]:
 
 def _read(handle: Any, name: str) -> Tensor:
     try:
-        return handle.get_tensor(name)
+        with torch.device("cpu"):  # older versions put it where torch's default is
+            return handle.get_tensor(name)
     except Exception as error:  # of a shape that torch cannot have
         raise CheckpointError(
             f"Expected the values of {shown(name)}, got a damaged file ({cause(error)}). Download it again."

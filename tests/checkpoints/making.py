@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import types
 import zipfile
@@ -18,6 +19,17 @@ from ldznet.config import HeadConfig, UNetConfig
 NARROW = {"model_channels": 32, "channel_mult": (1, 1, 1, 1), "num_heads": 4, "context_dim": 16}
 SMALL = HeadConfig(unet=UNetConfig(out_channels=1, **NARROW), host_unet=UNetConfig(**NARROW), latent_grid=(16, 16))
 """The published head in 6 MB: its blocks and taps, so narrow that four skip connections need no convolution."""
+
+
+def _saves_float8() -> bool:
+    try:
+        torch.save(torch.zeros(1).to(torch.float8_e4m3fn), io.BytesIO())
+    except KeyError:
+        return False
+    return True
+
+
+SAVES_FLOAT8 = _saves_float8()  # torch does from 2.2 on
 
 
 def head_state(config: HeadConfig = SMALL, seed: int = 0) -> dict[str, torch.Tensor]:
