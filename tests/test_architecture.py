@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "ldznet").rglob("*.py"))
 ONE_FILE = {
     "diffusers": {"hosts/hf_diffusers.py"},
-    "transformers": {"hosts/hf_diffusers.py"},
-    "accelerate": {"train/engine.py"},
+    "transformers": {"hosts/hf_diffusers.py", "evaluate/clipseg.py"},
+    "accelerate": {"train/engine.py", "evaluate/shards.py"},
     "comfy": {"hosts/comfyui.py", "hosts/comfyui_world.py"},
 }
 ORDER = (  # a part of ldznet imports what stands before it, and nothing after it

@@ -198,25 +198,64 @@ def train(
 
 @app.command()
 def evaluate(
-    what: Annotated[str, typer.Argument(help='"tiny", "gates", "resolution" or "timestep".')] = "tiny",
-    head: Annotated[str, typer.Option(help='"attention", "tiny", "tiny-znet" or a .safetensors file.')] = "tiny",
-    scenes: Annotated[int, typer.Option(help="Test scenes each; no training saw them.", min=2)] = 500,
+    what: Annotated[
+        str | None, typer.Argument(help='"tiny", "gates", "resolution" or "timestep", of the tiny world.')
+    ] = None,
+    head: Annotated[
+        list[str] | None,
+        typer.Option(help='"attention", "tiny", "tiny-znet" or a .safetensors file; with --dataset several times.'),
+    ] = None,
+    scenes: Annotated[int, typer.Option(help="Of the tiny world; no training saw them.", min=2)] = 500,
     weights: Annotated[Path | None, typer.Option(help="For the gates: a folder of weights, if not our own.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="phrasecut, aigi, refcoco, refcoco+, gref, coco, folder, or T0 to T4.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="The dataset's folder; docs/datasets.md says how it lies.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of the dataset; its usual one if left out.")] = None,
+    model: Annotated[
+        str, typer.Option(help='A diffusers folder, or a file of SD 1.x, 2.x or SDXL. "tiny": the embedded toy.')
+    ] = "tiny",
+    clipseg: Annotated[
+        Path | None, typer.Option(help="A transformers folder of CLIPSeg, to be measured beside the heads.")
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(help="Squash pictures to so many pixels a side; 0: as they are.", min=0),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help='Such as "cuda"; the CPU if left out.')] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for result.json, curve and cases.", file_okay=False)
+    ] = None,
+    seed: Seed = 0,
 ) -> None:
-    """Measure on the tiny world: heads, gates (exit code 1 where one fails), settings.
+    """Measure heads on a dataset, or the tiny world: heads, gates (exit code 1 where one fails), settings.
 
-    Example: ldznet evaluate tiny --scenes 500"""
+    Examples: ldznet evaluate tiny --scenes 500; ldznet evaluate --dataset phrasecut --data VGPhraseCut_v0 --model DIR
+    --head FILE -o out; several processes: accelerate launch --num_processes 2 -m ldznet evaluate --dataset …"""
     from rich.console import Console
 
+    if dataset is not None:
+        if what is not None:
+            raise InputError(f'Expected either --dataset or what of the tiny world to measure, got both, "{what}".')
+        from .dataset import Setting
+        from .dataset import evaluate as measure
+
+        heads = tuple(head or () if clipseg else head or ["tiny" if model == "tiny" else "attention"])
+        table = measure(Setting(dataset, data, split, heads, model, clipseg, size, scenes, device, seed), out)
+        if table is not None:
+            Console(width=205).print(table)
+        return
     from ..tinyworld.world import WEIGHTS
     from . import evaluate as run
 
+    what = what or "tiny"
     tables = {"tiny": run.tiny, "resolution": run.resolution, "timestep": run.timestep}
     if what != "gates" and what not in tables:
         raise InputError(f'Expected {", ".join(tables)} or gates, got "{what}".')
+    first = head[0] if head else "tiny"
     table, passed = (
-        run.gate_table(weights or WEIGHTS, scenes) if what == "gates" else (tables[what](head, scenes), True)
+        run.gate_table(weights or WEIGHTS, scenes) if what == "gates" else (tables[what](first, scenes), True)
     )
-    Console(width=150).print(table)
+    Console(width=205).print(table)
     if not passed:
         raise typer.Exit(1)

@@ -9,23 +9,20 @@ import numpy as np
 from rich.table import Table
 
 from ..checkpoints import load_head
-from ..data import TinyWorldDataset
+from ..data import TinyWorldTest
 from ..data.items import Item
 from ..evaluate import benchmark, sweeps
-from ..evaluate.benchmark import Figures, Outcome, Segment
+from ..evaluate.benchmark import Outcome, Segment
 from ..evaluate.gates import gates
 from ..hosts.tiny import TinyHost
 from ..predictor import Predictor
-from ..tinyworld import DOMAINS
 from .progress import console, progress_bar
 
-TEST_SEED = 0  # scenes 0 .. count - 1; no training saw a seed below 1,000,000
 
-
-def drawn(count: int, domains: Sequence[str], size: int = 128) -> list[Item]:
-    """The test scenes, each of one of `domains` in turn; `size` in pixels."""
-    parts = [TinyWorldDataset(count, start=TEST_SEED, domain=domain, size=size) for domain in domains]
-    return [parts[i % len(parts)][i] for i in range(count)]
+def drawn(count: int, test: str = "T0", size: int = 128) -> list[Item]:
+    """The scenes of a test; `size` in pixels."""
+    scenes = TinyWorldTest(test, count, size=size)
+    return [scenes[i] for i in range(count)]
 
 
 def tiny(head: str, count: int) -> Table:
@@ -33,8 +30,8 @@ def tiny(head: str, count: int) -> Table:
     host = TinyHost.load()
     predictor = Predictor(host, load_head(head))
     table = _table(f"{head} on {count} unseen scenes each")
-    for name, domains in (("T0 photo", DOMAINS[:1]), ("T3 other domains", DOMAINS[1:])):
-        scenes = drawn(count, domains)
+    for name, test in (("T0 photo", "T0"), ("T3 other domains", "T3")):
+        scenes = drawn(count, test)
         outcome = _run(name, benchmark.segment_with(predictor), scenes)
         coloured = outcome.things & benchmark.names_colour(outcome.phrases)
         _rows(table, name, outcome)
@@ -51,7 +48,7 @@ def resolution(head: str, count: int) -> Table:
     host, loaded = TinyHost.load(), load_head(head)
     table = _table(f"{head} on latents of other sizes, {count} photo scenes")
     for scale in sweeps.SCALES:
-        scenes = drawn(count, DOMAINS[:1], size=round(128 * scale))
+        scenes = drawn(count, size=round(128 * scale))
         for name, segment in sweeps.by_resolution(host, loaded):
             _rows(table, f"{scale}x, {name}", _run(name, segment, scenes))
     return table
@@ -60,7 +57,7 @@ def resolution(head: str, count: int) -> Table:
 def timestep(head: str, count: int) -> Table:
     """Photo scenes with taps from other timesteps."""
     table = _table(f"{head} by timestep of its taps, {count} photo scenes")
-    scenes = drawn(count, DOMAINS[:1])
+    scenes = drawn(count)
     for name, segment in sweeps.by_timestep(TinyHost.load(), load_head(head)):
         _rows(table, name, _run(name, segment, scenes))
     return table
@@ -83,8 +80,8 @@ def _run(label: str, segment: Segment, scenes: Sequence[Item]) -> Outcome:
 
 
 def _table(title: str) -> Table:
-    columns = ("what", "n phrases", "mIoU @0.5 (95 %)", "@0.3", "best (at)", "IoU_FG", "AP")
-    return Table(*columns, title=title)
+    columns = ("what", "n phrases (images)", "mIoU @0.5", "@0.3", "best (at)", "IoU_FG", "AP", "boundary F")
+    return Table(*columns, title=f"{title}; 95 % intervals over images")
 
 
 def _rows(table: Table, name: str, outcome: Outcome) -> None:
@@ -93,11 +90,11 @@ def _rows(table: Table, name: str, outcome: Outcome) -> None:
 
 
 def _row(table: Table, name: str, outcome: Outcome, rows: np.ndarray) -> None:
-    f: Figures = benchmark.figures(outcome, rows)
-    low, high = f.interval
-    middle = f"{f.miou_50:.3f} ({low:.3f} .. {high:.3f})"
-    best = f"{f.miou_best:.3f} ({f.best:.2f})"
-    table.add_row(name, str(f.phrases), middle, f"{f.miou_30:.3f}", best, f"{f.iou_fg:.3f}", f"{f.ap:.3f}")
+    f, of = benchmark.figures(outcome, rows), benchmark.intervals(outcome, rows)
+    columns = ("miou_50", "miou_30", "miou_best", "iou_fg", "ap", "boundary")
+    cells = [f"{getattr(f, c):.3f}\n({of[c][0]:.3f} .. {of[c][1]:.3f})" for c in columns]
+    cells[2] = cells[2].replace("\n", f" ({f.best:.2f})\n")
+    table.add_row(name, f"{f.phrases:,} ({f.images:,})", *cells)
 
 
 def _presence(name: str, outcome: Outcome, threshold: float) -> str:

@@ -1,15 +1,17 @@
 """Datasets: images with captions, phrases and their masks. To add one: a file here and a line in `DATASETS`."""
 
+from .aigi import AigiDataset
 from .coco import CocoDataset
 from .folder import FolderDataset
 from .items import Item
 from .phrasecut import PhraseCutDataset
 from .refcoco import GRefDataset, RefCocoDataset, RefCocoPlusDataset
-from .tinyworld import TinyWorldDataset
+from .tinyworld import TinyWorldDataset, TinyWorldTest
 
 DATASETS = {
     "tinyworld": TinyWorldDataset,
     "folder": FolderDataset,
+    "aigi": AigiDataset,
     "coco": CocoDataset,
     "phrasecut": PhraseCutDataset,
     "refcoco": RefCocoDataset,
@@ -19,6 +21,7 @@ DATASETS = {
 
 __all__ = [
     "DATASETS",
+    "AigiDataset",
     "CocoDataset",
     "FolderDataset",
     "GRefDataset",
@@ -27,4 +30,5 @@ __all__ = [
     "RefCocoDataset",
     "RefCocoPlusDataset",
     "TinyWorldDataset",
+    "TinyWorldTest",
 ]

@@ -3,7 +3,7 @@
 `index.jsonl` holds one image a line: {"image": "images/1.jpg", "captions": ["…"], "masks": {"a dog": "masks/1.png"},
 "absent": ["a cat"]}; paths are relative to the folder. `captions`, `masks` and `absent` may be missing.
 A mask has its picture's aspect, and any value but black (or transparent) where its phrase is: see `read_mask`.
-Images are squared by a central crop and resized (image Lanczos, mask nearest).
+Images are squared by a central crop, or squashed so that nothing is cut off, and resized (image Lanczos, mask nearest).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from ..errors import InputError
 from ..images import open_picture, to_bytes
 from ..shapes import Bool
+from .annotated import PAGE, require_files
 from .items import Item
 
 LABELS = 32  # a mask of so many values or fewer holds labels; a photograph has more
@@ -29,17 +30,22 @@ EXAMPLE = '{"image": "1.jpg", "captions": ["…"], "masks": {"a dog": "1.png"}, 
 
 
 class FolderDataset:
-    """Items of `folder` at `size` x `size` pixels."""
+    """Items of `folder` at `size` x `size` pixels, `cropped` or squashed; each at its own size where `size` is None."""
 
-    def __init__(self, folder: Path | str, *, size: int = 128) -> None:
-        self.folder, self.size = Path(folder), size
+    def __init__(self, folder: Path | str, *, size: int | None = 128, cropped: bool = True) -> None:
+        """Raises InputError where the index is missing, broken or empty, and names the files that it lists in vain."""
+        self.folder, self.size, self.cropped = Path(folder), size, cropped
         index = self.folder / "index.jsonl"
         if not index.is_file():
-            raise InputError(f"Expected index.jsonl in {self.folder}, found none. Write one line of JSON per image.")
+            raise InputError(
+                f"Expected index.jsonl in {self.folder}, found none. Write one line of JSON per image. {PAGE}"
+            )
         lines = _read(index).splitlines()
         self.records = [_record(line, number) for number, line in enumerate(lines, 1) if line.strip()]
         if not self.records:
             raise InputError(f"Expected at least one image in {index}, got none.")
+        paths = [path for record in self.records for path in (record["image"], *record.get("masks", {}).values())]
+        require_files(self.folder / path for path in paths)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -49,11 +55,12 @@ class FolderDataset:
         masks = record.get("masks", {})
         picture = Image.fromarray(to_bytes(open_picture(self.folder / record["image"])))
         planes = [self._plane(self.folder / path, picture.size) for path in masks.values()]
+        image = np.asarray(self._squared(picture, picture.size, Image.Resampling.LANCZOS))
         return Item(
-            image=np.asarray(self._squared(picture, Image.Resampling.LANCZOS)),
+            image=image,
             captions=tuple(record.get("captions") or [", ".join(masks)]),
             phrases=tuple(masks),
-            masks=np.stack(planes) if planes else np.zeros((0, self.size, self.size), bool),
+            masks=np.stack(planes) if planes else np.zeros((0, *image.shape[:2]), bool),
             kinds=("thing",) * len(masks),
             absent=tuple(record.get("absent", ())),
         )
@@ -66,10 +73,12 @@ class FolderDataset:
                 f"Expected a mask of its picture's aspect in {path}, got {mask.width} x {mask.height} for a picture of "
                 f"{picture[0]} x {picture[1]} (upright). Make the mask anew from the whole picture."
             )
-        return np.asarray(self._squared(mask.convert("L"), Image.Resampling.NEAREST)) > 0
+        return np.asarray(self._squared(mask.convert("L"), picture, Image.Resampling.NEAREST)) > 0
 
-    def _squared(self, image: Image.Image, resampling: Image.Resampling) -> Image.Image:
-        return ImageOps.fit(image, (self.size, self.size), resampling)
+    def _squared(self, image: Image.Image, own: tuple[int, int], resampling: Image.Resampling) -> Image.Image:
+        """The image at the size asked for; `own` is its picture's, (width, height)."""
+        size = own if self.size is None else (self.size, self.size)
+        return ImageOps.fit(image, size, resampling) if self.cropped else image.resize(size, resampling)
 
 
 def read_mask(path: Path) -> Bool[np.ndarray, "h w"]:

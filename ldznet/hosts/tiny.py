@@ -107,3 +107,13 @@ class TinyHost:
         noise = schedule.seeded_noise((len(captions), 4, world.LATENT, world.LATENT), seed)
         context, empty = self.encode_text(captions), self.encode_text([""] * len(captions))
         return sample(self.models.unet, noise.to(self.device, self.dtype), context, empty, steps, guidance)
+
+    def redraw(self, latents: Tensor, captions: Sequence[str], timestep: int, seed: int = 0, steps: int = 30) -> Tensor:
+        """Clean `latents` b 4 h w, noised to `timestep` and drawn from there on with their `captions` (SDEdit, Meng et
+        al., ICLR 2022); guidance as in `generate`."""
+        latents = latents.to(self.device, self.dtype)
+        noise = schedule.seeded_noise(tuple(latents.shape), seed).to(latents)
+        timesteps = torch.full((len(latents),), timestep, dtype=torch.int64, device=self.device)
+        noisy = self.add_noise(latents, noise, timesteps)
+        context, empty = self.encode_text(captions), self.encode_text([""] * len(captions))
+        return sample(self.models.unet, noisy, context, empty, steps, first=timestep)

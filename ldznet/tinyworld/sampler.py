@@ -23,12 +23,14 @@ def sample(
     steps: int = 30,
     guidance: float = 5.0,
     rescale: float = 0.7,
+    first: int = NUM_TIMESTEPS - 1,
 ) -> Float[Tensor, "b c h w"]:
     """Clean latents from `noise`: `steps` deterministic steps from timestep 999 to 0; equation 12 with sigma 0.
 
+    With another `first` timestep, `noise` are latents that are noised so far.
     `rescale` in [0, 1]: how far the guided estimate takes on the deviation of the conditional one.
     """
-    timesteps = torch.linspace(NUM_TIMESTEPS - 1, 0, steps, dtype=torch.float32, device="cpu").round().long()
+    timesteps = torch.linspace(first, 0, steps, dtype=torch.float32, device="cpu").round().long()
     levels = alphas_cumprod()[timesteps]
     x, both = noise, torch.cat([empty, context])
     for i, t in enumerate(timesteps):

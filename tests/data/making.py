@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ldznet.data import (
+    AigiDataset,
     CocoDataset,
     FolderDataset,
     GRefDataset,
@@ -64,6 +65,12 @@ def folder(path: Path) -> FolderDataset:
         ),
         size=SIDE,
     )
+
+
+def aigi(path: Path) -> AigiDataset:
+    """The folder's three pictures, nothing cut off."""
+    folder(path)
+    return AigiDataset(path, size=SIDE)
 
 
 def tinyworld(path: Path) -> TinyWorldDataset:
@@ -245,6 +252,7 @@ def gref(path: Path) -> GRefDataset:
 DATASETS: dict[str, Callable[[Path], Dataset]] = {
     "tinyworld": tinyworld,
     "folder": folder,
+    "aigi": aigi,
     "coco": coco,
     "phrasecut": phrasecut,
     "refcoco": refcoco,

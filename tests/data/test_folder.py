@@ -90,7 +90,16 @@ def test_a_malformed_line_is_told_by_its_number(line: str, tmp_path: Path) -> No
 
 def test_an_index_of_windows_is_read(tmp_path: Path) -> None:
     (tmp_path / "index.jsonl").write_bytes(b'\xef\xbb\xbf{"image": "a.png"}\r\n{"image": "b.png"}\r\n')
+    for name in ("a.png", "b.png"):
+        making.picture(tmp_path / name, (8, 8))
     assert [record["image"] for record in FolderDataset(tmp_path).records] == ["a.png", "b.png"]
+
+
+def test_a_file_that_the_index_lists_in_vain_is_named(tmp_path: Path) -> None:
+    making.folder(tmp_path)
+    (tmp_path / "a_left.png").unlink()
+    with pytest.raises(InputError, match=r"none at .*a_left\.png\. docs/datasets\.md"):
+        FolderDataset(tmp_path)
 
 
 @pytest.mark.parametrize(("content", "says"), [(None, "found none"), (b"\n\n", "got none"), (b"\xff\xfe{", "UTF-8")])

@@ -75,7 +75,13 @@ def test_the_pages_commands_run(
     for command in re.findall(r'python -c "(.*)"', PAGE.read_text(encoding="utf-8")):
         exec(command, {})
     said = capsys.readouterr().out.splitlines()
-    assert said == ["('red', 'left')", "('dog', 'person')", "('red half', 'corner')", "('the right',)"]
+    assert said == [
+        "('red', 'left')",
+        "('red', 'left')",
+        "('dog', 'person')",
+        "('red half', 'corner')",
+        "('the right',)",
+    ]
 
 
 def test_pictures_may_stay_as_they_are(tmp_path: Path) -> None:
