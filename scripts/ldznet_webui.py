@@ -13,8 +13,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import gradio as gr
-import torch
-from modules import errors, extra_networks, images, paths, processing, scripts, sd_vae, shared
+from modules import (
+    errors,
+    extra_networks,
+    images,
+    paths,
+    processing,
+    prompt_parser,
+    scripts,
+    sd_models,
+    sd_vae,
+    shared,
+)
 
 LIBRARY = Path(__file__).absolute().parents[1] / "ldznet"
 NAME = "_ldznet_of_webui"
@@ -33,7 +43,16 @@ LABELS = {
     "passes": "Passes",
     "drawn": "A drawn mask is",
     "missing": "Where nothing is found",
+    "details": "Details, one a line: phrase => prompt (no prompt: the picture's own)",
+    "denoise": "Denoising strength of details",
+    "size": "Size at which a detail is painted (0: the picture's)",
+    "steps": "Steps of a detail (0: the picture's)",
+    "padding": "Pixels around a detail that are seen",
+    "blur": "Mask blur of details",
+    "while_sampling": "Find words of the prompt while sampling",
+    "gallery": "Show masks and overlays after the pictures",
 }
+OF_IMG2IMG = ("phrases", "passes", "drawn", "missing")  # of no use in txt2img
 
 
 def loaded(name, path):
@@ -66,7 +85,7 @@ def head_names():
 
 
 class LDZNetScript(scripts.Script):
-    """img2img's section."""
+    """The section of both tabs."""
 
     looker = None
 
@@ -75,13 +94,13 @@ class LDZNetScript(scripts.Script):
         return SETTINGS.TITLE
 
     def show(self, is_img2img):
-        """In img2img."""
-        return scripts.AlwaysVisible if is_img2img else False
+        """In both."""
+        return scripts.AlwaysVisible
 
     def ui(self, is_img2img):
         """The components, in the order of the settings' fields."""
         with gr.Accordion(SETTINGS.TITLE, open=False):
-            made = components()
+            made = components(is_img2img)
         self.infotext_fields = [
             (component, lambda infotext, name=name: SETTINGS.restored(name, infotext))
             for name, component in made.items()
@@ -90,12 +109,24 @@ class LDZNetScript(scripts.Script):
         return [made[name] for name in SETTINGS.NAMES]
 
     def process(self, p, *arguments):
-        """Gives the run its mask before the host begins with the picture."""
-        if not is_on(arguments) or getattr(p, "init_images", None) is None:
-            return
-        if LDZNetScript.looker is None:
-            LDZNetScript.looker = library("looking").Looker(HEADS)
-        library("inpainting").prepare(p, arguments, LDZNetScript.looker, calls())
+        """Gives the run its mask before the host begins with the picture, and notes what is to be done afterwards."""
+        if is_on(arguments):
+            library("section").begin(p, arguments, looker(), calls())
+
+    def process_before_every_sampling(self, p, *arguments, **named):
+        """Has the sampler keep its latents."""
+        if has_details(p):
+            library("detailing").before_sampling(p, named["c"], named["noise"], looker(), calls())
+
+    def post_sample(self, p, ps, *arguments):
+        """Finds details in the fresh latents."""
+        if has_details(p):
+            library("detailing").after_sampling(p, ps.samples, looker(), calls())
+
+    def postprocess_image(self, p, pp, *arguments):
+        """Paints the details of a picture, in "Only masked" of the part that was painted."""
+        if has_details(p):
+            pp.image = library("detailing").repainted(p, pp.image, calls(), painted)
 
     def postprocess_image_after_composite(self, p, pp, *arguments):
         """The picture as it was, or the passes of the phrases after the first."""
@@ -105,9 +136,23 @@ class LDZNetScript(scripts.Script):
 
     def postprocess(self, p, processed, *arguments):
         """Puts back what was set on `p`."""
+        if has_details(p):
+            library("detailing").finished(p, processed)
         run = getattr(p, "_ldznet_run", None)
         if run is not None:
             run.end(p)
+
+
+def has_details(p):
+    """Whether the section has to do with the pictures of `p` after they are made."""
+    return hasattr(p, "_ldznet_details")
+
+
+def looker():
+    """The one that this host has."""
+    if LDZNetScript.looker is None:
+        LDZNetScript.looker = library("looking").Looker(HEADS)
+    return LDZNetScript.looker
 
 
 def is_on(arguments):
@@ -118,7 +163,7 @@ def is_on(arguments):
         return isinstance(arguments[0], dict) or bool(arguments[0])
 
 
-def components():
+def components(is_img2img):
     """The section's components by the names of the settings."""
     of, ranges, choices = SETTINGS.DEFAULTS, SETTINGS.RANGES, SETTINGS.CHOICES
 
@@ -130,17 +175,24 @@ def components():
         return gr.Checkbox(value=of[name], label=LABELS[name])
 
     def choice(name):
-        return gr.Radio(list(choices[name]), value=of[name], label=LABELS[name])
+        return gr.Radio(list(choices[name]), value=of[name], label=LABELS[name], visible=shown(name))
+
+    def shown(name):
+        return is_img2img or name not in OF_IMG2IMG
+
+    def box(name, example):
+        return gr.Textbox(
+            value="",
+            lines=2,
+            label=LABELS[name],
+            placeholder=example,
+            elem_id=f"ldznet_{'img2img' if is_img2img else 'txt2img'}_{name}",
+            visible=shown(name),
+        )
 
     with gr.Row():
         made = {"enabled": either("enabled"), "invert": either("invert"), "fill_holes": either("fill_holes")}
-    made["phrases"] = gr.Textbox(
-        value="",
-        lines=2,
-        label=LABELS["phrases"],
-        placeholder="the dog\nthe dog - the collar",
-        elem_id="ldznet_phrases",
-    )
+    made["phrases"] = box("phrases", "the dog\nthe dog - the collar")
     with gr.Row():
         made["head"] = gr.Dropdown(head_names(), value=of["head"], label=LABELS["head"])
         made["threshold"] = slider("threshold", 0.01)
@@ -149,17 +201,26 @@ def components():
         made["drop_specks"] = gr.Number(value=of["drop_specks"], label=LABELS["drop_specks"], precision=0)
     for name in ("refine", "passes", "drawn", "missing"):
         made[name] = choice(name)
+    made["details"] = box("details", "the face\nthe hat => a red hat")
+    with gr.Row():
+        made["denoise"], made["steps"] = slider("denoise", 0.01), slider("steps", 1)
+        made["size"] = slider("size", 8)
+    with gr.Row():
+        made["padding"], made["blur"] = slider("padding", 1), slider("blur", 1)
+    with gr.Row():
+        made["while_sampling"], made["gallery"] = either("while_sampling"), either("gallery")
     return made
 
 
 def calls():
-    """The host, as `ldznet/webui/inpainting.py` needs it."""
-    return library("inpainting").Calls(
+    """The host, as `ldznet/webui/calls.py` needs it."""
+    return library("calls").Calls(
         sd_model=lambda: shared.sd_model,
         weights=weights,
         flatten=lambda image: images.flatten(image, shared.opts.img2img_background_color),
         resized=resized,
         without_networks=without_networks,
+        texts=texts,
         cancelled=lambda: shared.state.interrupted or shared.state.skipped,
         stop=shared.state.interrupt,
         failed=lambda message: errors.report(f"LD-ZNet: {message}", exc_info=True),
@@ -187,15 +248,74 @@ def without_networks():
     before = getattr(model, "forge_objects", None)
     extra_networks.activate(SimpleNamespace(scripts=None, all_prompts=[], extra_generation_params={}), {})
     try:
-        if before is None:
-            yield
-            return
-        model.forge_objects = model.forge_objects_original.shallow_copy()
-        with torch.inference_mode():  # as a Forge runs its own: what it loads outside of that, it cannot use inside
-            yield
+        if before is not None:
+            model.forge_objects = model.forge_objects_original.shallow_copy()
+        yield
     finally:
         if before is not None:
             model.forge_objects = before
+
+
+def texts(p, prompt):
+    """The parts of a prompt between AND, as editing and alternation leave them at the last step."""
+    (indexes,), parts, _ = prompt_parser.get_multicond_prompt_list([prompt])
+    steps, later = getattr(p, "firstpass_steps", None) or p.steps, None
+    if getattr(p, "is_hr_pass", False):
+        later = (p.hr_second_pass_steps or p.steps) * getattr(p, "step_multiplier", 1)
+    schedules = prompt_parser.get_learned_conditioning_prompt_schedules(
+        list(parts), steps, later, getattr(shared.opts, "use_old_scheduling", False)
+    )
+    return [schedules[index][-1][1] for index, _ in indexes]
+
+
+def painted(p, job):
+    """The picture with one of its details, by img2img's own inpainting; None where the user has stopped it."""
+    settings, at = job.settings, job.at
+    again = processing.StableDiffusionProcessingImg2Img(
+        sd_model=shared.sd_model,
+        outpath_samples=p.outpath_samples,
+        outpath_grids=p.outpath_grids,
+        prompt=job.order.prompt or p.all_prompts[at],
+        negative_prompt=p.all_negative_prompts[at],
+        styles=[],
+        seed=p.all_seeds[at] + job.number,
+        subseed=p.all_subseeds[at],
+        subseed_strength=p.subseed_strength,
+        sampler_name=p.sampler_name,
+        steps=settings.steps or p.steps,
+        cfg_scale=p.cfg_scale,
+        width=(settings.size or p.width) // 8 * 8,
+        height=(settings.size or p.height) // 8 * 8,
+        tiling=p.tiling,
+        restore_faces=False,
+        do_not_save_samples=True,
+        do_not_save_grid=True,
+        override_settings={"overlay_inpaint": True, "img2img_color_correction": False},
+        init_images=[job.picture],
+        mask=job.mask,
+        mask_blur=settings.blur,
+        inpainting_fill=1,
+        inpaint_full_res=True,
+        inpaint_full_res_padding=settings.padding,
+        denoising_strength=settings.denoise,
+    )
+    for name in ("scheduler", "distilled_cfg_scale"):
+        if hasattr(p, name):
+            setattr(again, name, getattr(p, name))
+    return run_inside(again)
+
+
+def run_inside(p):
+    """The one picture of `p`, run inside of another run; None where the user has stopped it."""
+    model, merged = shared.sd_model, getattr(shared.sd_model, "applied_token_merged_ratio", 0)
+    try:
+        done = processing.process_images(p)
+    finally:
+        p.close()
+        if merged and getattr(model, "applied_token_merged_ratio", merged) != merged:
+            sd_models.apply_token_merging(model, merged)
+    stopped = shared.state.interrupted or shared.state.skipped
+    return None if stopped or not done.images else done.images[0]
 
 
 def repainted(p, picture, mask, place):
@@ -216,5 +336,4 @@ def repainted(p, picture, mask, place):
     once = {"n_iter": 1, "batch_size": 1, "styles": [], "do_not_save_samples": True, "do_not_save_grid": True}
     fresh = ("mask", "nmask", "init_latent", "overlay_images", "mask_for_overlay", "color_corrections", "paste_to")
     vars(again).update(own, **once, scripts_value=None, script_args_value=None, **dict.fromkeys(fresh))
-    done = processing.process_images(again)
-    return done.images[0] if done.images else picture
+    return run_inside(again) or picture

@@ -47,6 +47,7 @@ class WebuiHost:
     """
 
     dtype = torch.float32
+    grad_free: Callable[[], Any] = torch.no_grad  # what passes run in
 
     def __init__(self, sd_model: Any, unet: Any, vae: Any, alphas: Any, prediction: str | None) -> None:
         """Raises HostError for a UNet of another kind."""
@@ -67,29 +68,36 @@ class WebuiHost:
         raise NotImplementedError
 
     def _encoders(self) -> Sequence[Any]:
-        """The host's text encoders, in memory and ready: CLIP; SDXL's CLIP-L and OpenCLIP-G."""
+        """The host's text encoders: CLIP; SDXL's CLIP-L and OpenCLIP-G."""
+        conditioner = getattr(self.sd_model, "conditioner", None)
+        return [self.sd_model.cond_stage_model] if conditioner is None else _with_transformers(conditioner)
+
+    def _ready(self) -> None:
+        """Brings the text encoders to where they run."""
         raise NotImplementedError
 
     def _run(self, latents: Tensor, timesteps: Tensor, context: Tensor, concat: Any, vector: Any) -> Any:
         """One UNet call. `concat` is what an inpainting model gets with its latents, `vector` what SDXL asks."""
         raise NotImplementedError
 
-    @torch.no_grad()
+    def make_room(self, size: int) -> None:
+        """Tells the host that `size` bytes are about to be taken on its device, which it does not know of."""
+
     def encode_image(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 4 h/8 w/8"]:
         """Model-space latents of `pixels` in [-1, 1], sides in multiples of 8: the mode of the posterior, which these
         hosts sample from. Nothing random is drawn; a picture at a time, so that memory does not grow with the batch."""
         if pixels.ndim != 4 or pixels.shape[1] != 3 or any(s % PIXELS_PER_LATENT for s in pixels.shape[2:]):
             raise InputError(f"Expected pixels b 3 h w with sides in multiples of 8, got {tuple(pixels.shape)}.")
-        with exclusively(self._vae):
-            latents = [self._latents(picture) for picture in pixels.split(1)]
-        return torch.cat(latents).to(self.device, self.dtype)
+        with exclusively(self._vae), self.grad_free():
+            latents = torch.cat([self._latents(picture) for picture in pixels.split(1)]).to(self.device, self.dtype)
+        return latents.clone()  # out here it is a tensor like any other
 
-    @torch.no_grad()
     def decode_latents(self, latents: Float[Tensor, "b 4 h w"]) -> Float[Tensor, "b 3 8*h 8*w"]:
         """`pixels`, about [-1, 1], of model-space latents."""
         _require_latents(latents)
-        with exclusively(self._vae):
-            return self.sd_model.decode_first_stage(latents.to(self.device, _dtype_of(self._vae))).to(self.dtype)
+        with exclusively(self._vae), self.grad_free():
+            pixels = self.sd_model.decode_first_stage(latents.to(self.device, _dtype_of(self._vae))).to(self.dtype)
+        return pixels.clone()
 
     def encode_text(self, phrases: Sequence[str]) -> Float[Tensor, "b 77 d"]:
         """Context of each phrase from the family's own layer, whatever the host's CLIP skip; brackets are literal.
@@ -98,24 +106,40 @@ class WebuiHost:
         """
         return self.condition(phrases).context
 
-    @torch.no_grad()
     def condition(self, prompts: Sequence[str]) -> Conditioning:
         """As `encode_text`, with SDXL's pooled text."""
-        parts = [self._encoded(encoder, prompts) for encoder in self._encoders()]
-        context = torch.cat([part.to(self.device, self.dtype) for part in parts], dim=-1)
+        with self.grad_free():
+            self._ready()
+            parts = [self._encoded(encoder, prompts) for encoder in self._encoders()]
+            context = torch.cat([part.to(self.device, self.dtype) for part in parts], dim=-1)
         if context.shape[-1] != self.context_dim:
             raise HostError(
                 f"Expected a context of width {self.context_dim} from the model's text encoders, got "
                 f"{context.shape[-1]}. Load the checkpoint with its own text encoders."
             )
         if self.family != "sdxl":
-            return Conditioning(context)
+            return Conditioning(context.clone())
         pooled: Any = getattr(parts[-1], "pooled", None)  # the hosts hang it on OpenCLIP-G's hidden states
-        return Conditioning(context, {POOLED: pooled.to(self.device, self.dtype)})
+        return Conditioning(context.clone(), {POOLED: pooled.to(self.device, self.dtype).clone()})
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text of any length, without start, end and padding; brackets are characters."""
         return list(self._encoders()[0].tokenize([text])[0])
+
+    def positions(self, prompt: str) -> list[int]:
+        """Token ids by position of a prompt as the host encodes it, with emphasis, BREAK and chunks of 75 tokens; -1
+        for what is no word: starts, ends and textual inversions. Raises HostError where the host does not tell."""
+        encoder = self._encoders()[0]
+        if not hasattr(encoder, "tokenize_line"):
+            raise HostError(f"Expected a text encoder that splits prompts, got a {type(encoder).__name__}.")
+        ids: list[int] = []
+        for chunk in encoder.tokenize_line(prompt)[0]:
+            row = [-1 if token in (encoder.id_start, encoder.id_end) else token for token in chunk.tokens]
+            for fix in chunk.fixes:
+                first, count = fix.offset + 1, int(fix.embedding.vectors)
+                row[first : first + count] = [-1] * count
+            ids += row
+        return ids
 
     def add_noise(
         self, latents: Float[Tensor, "b 4 h w"], noise: Float[Tensor, "b 4 h w"], timesteps: Int[Tensor, " b"]
@@ -123,7 +147,6 @@ class WebuiHost:
         """sqrt(a_t) * latents + sqrt(1 - a_t) * noise by the model's own schedule, in the dtype of `latents`."""
         return schedule.add_noise(latents, noise, timesteps, self._alphas)
 
-    @torch.no_grad()
     def extract(
         self,
         latents: Float[Tensor, "b 4 h w"],
@@ -135,10 +158,10 @@ class WebuiHost:
         if self.family == "sdxl":
             raise HostError("Expected an SD 1.x or 2.x model for taps by context alone, got SDXL. Use `observe`.")
         run = self._pass(latents, timesteps, Conditioning(context))
-        with unmerged(self._unet):
-            return extract_taps(self._unet, blocks, run)
+        with unmerged(self._unet), self.grad_free():
+            taps = extract_taps(self._unet, blocks, run)
+        return {block: tap.clone() for block, tap in taps.items()}
 
-    @torch.no_grad()
     def observe(
         self,
         latents: Float[Tensor, "b 4 h w"],
@@ -146,9 +169,9 @@ class WebuiHost:
         conditioning: Conditioning,
         observer: Observer[T],
     ) -> T:
-        """What `observer` yields, after a pass over noised latents inside it."""
+        """What `observer` yields, after a pass over noised latents inside it; of a Forge, inference tensors."""
         run = self._pass(latents, timesteps, conditioning)
-        with unmerged(self._unet), observer(self._unet) as seen:
+        with unmerged(self._unet), self.grad_free(), observer(self._unet) as seen:
             run()
         return seen
 
@@ -206,13 +229,11 @@ class A1111Host(WebuiHost):
         given = pixels.to(self.device, _dtype_of(self._vae))
         return self._mode(lambda: self._vae.encode(given)) * self.sd_model.scale_factor
 
-    def _encoders(self) -> Sequence[Any]:
+    def _ready(self) -> None:
         conditioner = getattr(self.sd_model, "conditioner", None)
-        if conditioner is None:
-            return [self.sd_model.cond_stage_model]
-        for move in list(conditioner._forward_pre_hooks.values()):  # --medvram's; encoders run one by one here
-            move(conditioner, ())
-        return _with_transformers(conditioner)
+        if conditioner is not None:
+            for move in list(conditioner._forward_pre_hooks.values()):  # --medvram's; encoders run one by one here
+                move(conditioner, ())
 
     def _run(self, latents: Tensor, timesteps: Tensor, context: Tensor, concat: Any, vector: Any) -> Any:
         concats = [] if concat is None else [concat]
@@ -224,7 +245,12 @@ class A1111Host(WebuiHost):
 
 
 class ForgeHost(WebuiHost):
-    """A Forge's: patchers in `forge_objects`, brought to the device by the host's memory management before each use."""
+    """A Forge's: patchers in `forge_objects`, brought to the device by the host's memory management before each use.
+
+    All of it in inference mode, as the host runs them: what it loads outside of that, it cannot use inside.
+    """
+
+    grad_free = torch.inference_mode
 
     def __init__(self, sd_model: Any) -> None:
         parts = sd_model.forge_objects
@@ -241,6 +267,11 @@ class ForgeHost(WebuiHost):
     def _device(self) -> torch.device:
         return torch.device(self._parts.unet.load_device)
 
+    def make_room(self, size: int) -> None:
+        memory = memory_management()
+        if memory is not None:
+            memory.free_memory(size, self.device)
+
     def _latents(self, pixels: Tensor) -> Tensor:
         load([self._parts.vae.patcher])
         given = pixels.to(self._parts.vae.device, self._parts.vae.vae_dtype)
@@ -249,13 +280,12 @@ class ForgeHost(WebuiHost):
         return to_model_space(mode)
 
     def _encoders(self) -> Sequence[Any]:
-        load([self._parts.clip.patcher])
         names = ("text_processing_engine", "text_processing_engine_l", "text_processing_engine_g")
         engines = [getattr(self.sd_model, name) for name in names if hasattr(self.sd_model, name)]
-        if engines:
-            return engines
-        conditioner = getattr(self.sd_model, "conditioner", None)
-        return [self.sd_model.cond_stage_model] if conditioner is None else _with_transformers(conditioner)
+        return engines or super()._encoders()
+
+    def _ready(self) -> None:
+        load([self._parts.clip.patcher])
 
     def _run(self, latents: Tensor, timesteps: Tensor, context: Tensor, concat: Any, vector: Any) -> Any:
         load([self._parts.unet])
@@ -331,10 +361,14 @@ def _set(values: dict[str, Any], others: Mapping[str, Any]) -> Iterator[None]:
 
 def load(patchers: Sequence[Any]) -> None:
     """Brings patchers to their device by the memory management of the Forge that runs; nothing where there is none."""
-    for name in MEMORY:
-        if name in sys.modules:
-            sys.modules[name].load_models_gpu(list(patchers))
-            return
+    memory = memory_management()
+    if memory is not None:
+        memory.load_models_gpu(list(patchers))
+
+
+def memory_management() -> Any:
+    """The module of the Forge that runs; None where none does."""
+    return next((sys.modules[name] for name in MEMORY if name in sys.modules), None)
 
 
 def _computation_dtype(model: Any) -> torch.dtype:

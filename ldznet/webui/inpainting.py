@@ -2,47 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
 from ..errors import LDZNetError
 from . import running
+from .calls import Calls, Cancelled
 from .looking import Looker, Question
 from .painting import painting
 from .settings import Settings
 
 
-class Cancelled(Exception):
-    """The user has stopped or skipped while phrases were looked for."""
-
-
-@dataclass(frozen=True)
-class Calls:
-    """What of the host is needed, as calls."""
-
-    sd_model: Callable[[], Any]
-    weights: Callable[[], str]  # names the files whose weights `sd_model` holds
-    flatten: Callable[[Image.Image], Image.Image]  # RGB, as the host does away with transparency
-    resized: Callable[[Any, Image.Image], Image.Image]  # a picture as `p` would give it back, were nothing repainted
-    without_networks: Callable[[], AbstractContextManager[None]]  # the last run's LoRAs out of the model
-    cancelled: Callable[[], bool]
-    stop: Callable[[], None]  # no picture at all
-    failed: Callable[[str], None]  # into the log, with the traceback
-
-
-def prepare(p: Any, arguments: Sequence[Any], looker: Looker, calls: Calls) -> None:
+def prepare(p: Any, settings: Settings, looker: Looker, calls: Calls) -> None:
     """Gives `p` the mask of the phrases, or has it leave its picture as it is; says in `p` which.
 
     Nothing is raised: the hosts would log it and repaint everything, without a mask.
     """
     run = running.begun(p)
     try:
-        settings = Settings.of(arguments)
-        p.extra_generation_params.update(settings.infotext())
         picture = running.picture_of(p, calls.flatten)
         found = _painting(p, picture, settings, looker, calls)
         passes, notes = running.usable(p, found.passes)
@@ -59,21 +37,17 @@ def prepare(p: Any, arguments: Sequence[Any], looker: Looker, calls: Calls) -> N
     except Exception as error:
         calls.failed(f"masks by words: {error}")
         running.said(p, [f"the picture is left as it is: {type(error).__name__}: {error} (the log says more)"])
-    _leave(p, run, calls)
+    leave(p, run, calls)
 
 
 def _painting(p: Any, picture: Image.Image, settings: Settings, looker: Looker, calls: Calls) -> Any:
-    def check() -> None:
-        if calls.cancelled():
-            raise Cancelled
-
     question = Question(tuple(settings.lines), settings.head, calls.weights())
     with calls.without_networks():
-        found = looker.look(calls.sd_model(), picture, question, check)
-    return painting(found, picture, settings, running.drawn_by_the_user(p), check)
+        found = looker.look(calls.sd_model(), picture, question, calls.check)
+    return painting(found, picture, settings, running.drawn_by_the_user(p), calls.check)
 
 
-def _leave(p: Any, run: running.Run, calls: Calls) -> None:
+def leave(p: Any, run: running.Run, calls: Calls) -> None:
     """Has `p` give its picture back. Where there are several, each its own; with none the host says so itself."""
     originals = [calls.resized(p, calls.flatten(image)) for image in p.init_images or [] if image is not None]
     if originals:

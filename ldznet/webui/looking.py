@@ -6,22 +6,25 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from ..attention import AttentionHead
 from ..checkpoints import load_head
+from ..contracts import Captured
 from ..errors import CheckpointError
 from ..hosts import open_host
 from ..hosts.memo import Memo
 from ..models import LDZNet
 from ..predictor import Predictor
 from ..segmentation import Segmentation
+from ..shapes import Float
 from .settings import WITHOUT_FILE
 
 Check = Callable[[], None]
@@ -56,24 +59,50 @@ class Looker:
         return self._memo.get([sd_model], key, lambda: self._looked(sd_model, picture, question, path, check))
 
     def _looked(self, sd_model: Any, picture: Image.Image, question: Question, path: str, check: Check) -> Segmentation:
-        host = open_host(sd_model)
-        with self._head(path, host.device) as head:
+        host = self.host(sd_model)
+        with self._head(path, host) as head:
             predictor = Predictor(host, head, progress=lambda done, total: check())
             check()
             predictor.set_image(picture)
             check()
             return _at_rest(predictor.predict(question.phrases))
 
+    def host(self, sd_model: Any) -> Any:
+        """What is loaded, as a host; raises HostError where no head reads it."""
+        return open_host(sd_model)
+
+    def look_at_latents(
+        self,
+        host: Any,
+        latents: Float[Tensor, "b 4 h w"],
+        question: Question,
+        captured: Sequence[Captured | None],
+        check: Check,
+    ) -> list[Segmentation]:
+        """Those of each of some model-space latents, with what was captured while it was made; nothing is kept. Raises
+        as `look` does."""
+        found = []
+        with self._head(self.path_of(question.head), host) as head:
+            predictor = Predictor(host, head, progress=lambda done, total: check())
+            for latent, seen in zip(latents.split(1), captured, strict=True):
+                check()
+                predictor.set_latents(latent, captured=seen)
+                found.append(_at_rest(predictor.predict(question.phrases)))
+        return found
+
     @contextlib.contextmanager
-    def _head(self, path: str, device: torch.device) -> Iterator[AttentionHead | LDZNet]:
-        """The head on `device`, and back on the CPU afterwards: the host's memory management does not know it."""
+    def _head(self, path: str, host: Any) -> Iterator[AttentionHead | LDZNet]:
+        """The head on the host's device, and back on the CPU afterwards: the host does not know it."""
         key = (path, _age(path))
         if key not in self._heads:
-            dtype = torch.float32 if device.type == "cpu" else torch.float16
+            dtype = torch.float32 if host.device.type == "cpu" else torch.float16
             self._heads = {key: load_head(path, dtype=dtype)}  # one head is kept
         head = self._heads[key]
+        size = sum(weight.numel() * weight.element_size() for weight in head.parameters())
+        if size and host.device.type != "cpu" and hasattr(host, "make_room"):
+            host.make_room(size)
         try:
-            yield head.to(device)
+            yield head.to(host.device)
         finally:
             head.to("cpu")
 

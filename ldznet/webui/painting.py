@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageChops, ImageOps
 from torch import Tensor
 
+from ..drawing import contrasting, overlay, with_legend
 from ..segmentation import Segmentation
 from ..shapes import Float
 from ..shaping import Shape, shaped
@@ -32,8 +33,26 @@ def painting(
     found: Segmentation, picture: Image.Image, settings: Settings, drawn: Mask | None, check: Callable[[], None]
 ) -> Painting:
     """The masks of one RGB `picture`: of all phrases together or of each, combined with what the user `drawn`."""
-    soft = found.probabilities[0] * found.found[0][:, None, None]
-    guide = torch.from_numpy(np.array(picture)).movedim(-1, 0).float()[None] / 255
+    soft = present(found)
+    parts = soft if settings.passes == EACH else soft.amax(dim=0, keepdim=True)
+    masks = masks_of(parts, picture, settings, check)
+    if drawn is not None and settings.passes == EACH and settings.drawn == UNITE:
+        masks = [fitted(drawn, picture.size), *masks]  # a pass of its own
+    else:
+        masks = [combined(mask, drawn, settings.drawn) for mask in masks]
+    return Painting([mask for mask in masks if not is_blank(mask)], lines_of(found, soft, settings))
+
+
+def present(found: Segmentation) -> Float[Tensor, "p h w"]:
+    """The soft maps of one picture, of a phrase that was not found zeros."""
+    return found.probabilities[0] * found.found[0][:, None, None]
+
+
+def masks_of(
+    soft: Float[Tensor, "p h w"], picture: Image.Image, settings: Settings, check: Callable[[], None]
+) -> list[Mask]:
+    """The mask of each soft map of one RGB `picture`."""
+    guide = pixels_of(picture)[None]
     shape = Shape(
         settings.refine,
         settings.threshold,
@@ -42,13 +61,21 @@ def painting(
         settings.grow,
         settings.feather,
     )
-    parts = soft if settings.passes == EACH else soft.amax(dim=0, keepdim=True)
-    masks = [mask_of(inverted_if(settings.invert, shaped(part[None], guide, shape, check)[0])) for part in parts]
-    if drawn is not None and settings.passes == EACH and settings.drawn == UNITE:
-        masks = [fitted(drawn, picture.size), *masks]  # a pass of its own
-    else:
-        masks = [combined(mask, drawn, settings.drawn) for mask in masks]
-    return Painting([mask for mask in masks if not is_blank(mask)], lines_of(found, soft, settings))
+    return [mask_of(inverted_if(settings.invert, shaped(part[None], guide, shape, check)[0])) for part in soft]
+
+
+def with_masks(picture: Image.Image, masks: Sequence[Mask], names: Sequence[str]) -> Image.Image:
+    """An RGB `picture` under its masks, each in a colour that the legend below names."""
+    pixels = pixels_of(picture)[None]
+    given = torch.stack([torch.from_numpy(np.array(mask)).float() / 255 for mask in masks])[None]
+    hues = contrasting(pixels, given)
+    drawn = with_legend(overlay(pixels, given, hues=hues)[0], names, hues)
+    return Image.fromarray((drawn.movedim(0, -1) * 255).round().to(torch.uint8).numpy())
+
+
+def pixels_of(picture: Image.Image) -> Float[Tensor, "3 h w"]:
+    """In [0, 1]."""
+    return torch.from_numpy(np.array(picture)).movedim(-1, 0).float() / 255
 
 
 def inverted_if(invert: bool, mask: Float[Tensor, "h w"]) -> Float[Tensor, "h w"]:

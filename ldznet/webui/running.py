@@ -65,11 +65,22 @@ def begun(p: Any) -> Run:
     earlier = getattr(p, RUN, None)
     if earlier is not None:
         earlier.end(p)
-    for key in [key for key in p.extra_generation_params if key.startswith(PREFIX)]:
-        del p.extra_generation_params[key]  # of the file before, in the Batch tab
     run = Run(p)
     setattr(p, RUN, run)
     return run
+
+
+def noted(p: Any, settings: Settings) -> None:
+    """The settings in the infotext, without what the run before left there: the Batch tab has one `p` for its files."""
+    for key in [key for key in p.extra_generation_params if key.startswith(PREFIX)]:
+        del p.extra_generation_params[key]
+    p.extra_generation_params.update(settings.infotext())
+
+
+def is_left(p: Any) -> bool:
+    """Whether `p` gives its pictures back as they are."""
+    run = run_of(p)
+    return run is not None and bool(run.originals)
 
 
 def run_of(p: Any) -> Run | None:

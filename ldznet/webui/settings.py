@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 TITLE = "LD-ZNet: mask by words"
 ATTENTION, TINY = "attention (no download)", "tiny (embedded)"
@@ -20,7 +20,18 @@ PREFIX = "LDZNet "  # of the keys in infotext
 RESULT = PREFIX + "result"
 
 CHOICES = {"refine": REFINES, "passes": (TOGETHER, EACH), "drawn": (UNITE, CUT, REPLACE), "missing": (LEAVE, STOP)}
-RANGES = {"threshold": (0, 1), "grow": (-512, 512), "feather": (0, 512), "drop_specks": (0, 2**20)}
+RANGES = {
+    "threshold": (0, 1),
+    "grow": (-512, 512),
+    "feather": (0, 512),
+    "drop_specks": (0, 2**20),
+    "denoise": (0, 1),
+    "size": (0, 4096),
+    "steps": (0, 150),
+    "padding": (0, 512),
+    "blur": (0, 64),
+}
+ARROW = "=>"  # between a detail's phrase and its prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +51,14 @@ class Settings:
     passes: str = TOGETHER
     drawn: str = UNITE  # what becomes of a mask that the user drew
     missing: str = LEAVE  # what is done where nothing was found
+    details: str = ""  # `phrase => prompt`, one a line; none left means off
+    denoise: float = 0.4  # of a detail's own pass, 0 to 1
+    size: int = 0  # pixels of both sides at which a detail is painted, to 4096; 0: as the picture was asked for
+    steps: int = 0  # of a detail's own pass, to 150; 0: the picture's
+    padding: int = 32  # pixels around a detail that its pass sees, 0 to 512
+    blur: int = 4  # deviation in pixels of the edge of a detail's mask, 0 to 64
+    while_sampling: bool = False  # words of the prompt are looked for in the sampler's own steps
+    gallery: bool = False  # masks and overlays of the details follow the pictures
 
     @classmethod
     def of(cls, arguments: Sequence[Any]) -> Settings:
@@ -60,20 +79,36 @@ class Settings:
     @property
     def lines(self) -> list[str]:
         """The phrases, without blank lines and comments."""
-        lines = [line.strip() for line in self.phrases.splitlines()]
-        return [line for line in lines if line and not line.startswith("#")]
+        return _lines(self.phrases)
+
+    @property
+    def orders(self) -> list[Order]:
+        """The details, without blank lines and comments."""
+        parted = (line.partition(ARROW) for line in _lines(self.details))
+        return [Order(phrase.strip(), prompt.strip()) for phrase, _, prompt in parted]
 
     @property
     def is_on(self) -> bool:
         """Whether anything is to be done."""
-        return self.enabled and bool(self.lines)
+        return self.enabled and bool(self.lines or self.orders)
 
     def infotext(self) -> dict[str, Any]:
-        """Keys of `extra_generation_params`: the phrases, and all else that is not as it is by default; none if off."""
+        """Keys of `extra_generation_params`: all that is not as it is by default; none if off."""
         if not self.is_on:
             return {}
-        changed = [name for name in NAMES[1:] if name == "phrases" or getattr(self, name) != DEFAULTS[name]]
-        return {key_of(name): getattr(self, name) for name in changed}
+        return {key_of(name): getattr(self, name) for name in NAMES[1:] if getattr(self, name) != DEFAULTS[name]}
+
+
+class Order(NamedTuple):
+    """A detail: what is painted again, and by which prompt (empty: the picture's own)."""
+
+    phrase: str
+    prompt: str
+
+
+def _lines(text: str) -> list[str]:
+    lines = [line.strip() for line in text.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 NAMES = tuple(field.name for field in dataclasses.fields(Settings))
@@ -90,7 +125,7 @@ def restored(name: str, infotext: Mapping[str, Any]) -> Any:
 
     A field that is not mentioned was at its default.
     """
-    if key_of("phrases") not in infotext:
+    if not any(key_of(what) in infotext for what in ("phrases", "details")):
         return None
     if name == "enabled":
         return True

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
 
+from ldznet.checkpoints import load_head
 from ldznet.hosts.tiny import TinyHost
+from ldznet.predictor import Predictor
+from ldznet.segmentation import Segmentation
 from ldznet.webui import looking
-from ldznet.webui.inpainting import Calls
+from ldznet.webui.calls import Calls
 
 
 class Processing:
@@ -35,6 +39,18 @@ class Processing:
         self.comments[text] = 1
 
 
+class Txt2Img:
+    """The fields of StableDiffusionProcessingTxt2Img."""
+
+    def __init__(self, **others: Any) -> None:
+        self.extra_generation_params: dict[str, Any] = {}
+        self.comments: dict[str, int] = {}
+        vars(self).update(others)
+
+    def comment(self, text: str) -> None:
+        self.comments[text] = 1
+
+
 class Host:
     """What `Calls` reach: a model, a user who may stop, a log, LoRAs."""
 
@@ -50,6 +66,7 @@ class Host:
             flatten=lambda image: image.convert("RGB"),
             resized=lambda p, image: image if p.inpaint_full_res else image.resize((p.width, p.height)),
             without_networks=self.without,
+            texts=lambda p, prompt: prompt.split(" AND "),
             cancelled=lambda: self.interrupted,
             stop=lambda: setattr(self, "stopped", True),
             failed=self.log.append,
@@ -66,7 +83,7 @@ class Host:
 
 def looker(folder: Path, monkeypatch: Any) -> Any:
     """A Looker for whom every loaded model is the tiny world; `asked` counts how often it was opened."""
-    tiny = TinyHost.load()
+    tiny = tiny_host()
     made: Any = looking.Looker(folder)
     made.asked = 0
 
@@ -75,4 +92,44 @@ def looker(folder: Path, monkeypatch: Any) -> Any:
         return tiny
 
     monkeypatch.setattr(looking, "open_host", opened)
+    monkeypatch.setattr(looking, "Predictor", Remembering)
+    monkeypatch.setattr(looking, "load_head", head)
     return made
+
+
+@functools.cache
+def tiny_host() -> TinyHost:
+    return TinyHost.load()
+
+
+@functools.cache
+def head(path: str, dtype: torch.dtype) -> Any:
+    return load_head(path, dtype=dtype)
+
+
+class Remembering:
+    """A Predictor that predicts the same thing once for all tests."""
+
+    known: ClassVar[dict[Any, Segmentation]] = {}
+
+    def __init__(self, host: Any, head: Any, progress: Any) -> None:
+        self.make, self.key = (
+            lambda: Predictor(host, head, progress=progress),
+            (type(head), len(list(head.parameters()))),
+        )
+
+    def set_image(self, picture: Image.Image) -> None:
+        self.given = (picture.size, picture.tobytes())
+        self.set = lambda predictor: predictor.set_image(picture)
+
+    def set_latents(self, latents: torch.Tensor, captured: Any) -> None:
+        self.given = (latents.shape, latents.numpy().tobytes())
+        self.set = lambda predictor: predictor.set_latents(latents, captured=captured)
+
+    def predict(self, phrases: Any) -> Segmentation:
+        key = (self.key, self.given, tuple(phrases))
+        if key not in self.known:
+            predictor = self.make()
+            self.set(predictor)
+            self.known[key] = predictor.predict(phrases)
+        return self.known[key]

@@ -13,7 +13,7 @@ from webui import standin
 
 from ldznet import tinyworld
 from ldznet.webui import painting, running
-from ldznet.webui.inpainting import prepare
+from ldznet.webui.section import begin
 from ldznet.webui.settings import CUT, EACH, REPLACE, RESULT, STOP, TINY, UNITE
 
 SCENE = tinyworld.scene(22, "photo")
@@ -33,7 +33,7 @@ def looker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def prepared(p: Any, host: standin.Host, looker: Any, **settings: Any) -> Any:
-    prepare(p, [{**BASE, **settings}], looker, host.calls())
+    begin(p, [{**BASE, **settings}], looker, host.calls())
     return p
 
 
