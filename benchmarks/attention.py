@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from helpers import CHOOSE, TEST, Figure, Row, drawn, pixels_of, report
 
 from ldznet import Predictor, load_head, masks
 from ldznet.attention import CONFIGS, AttentionHead, Presence
@@ -27,13 +27,13 @@ from ldznet.attention.finding import Found, found_in
 from ldznet.attention.head import attend
 from ldznet.attention.presence import MEASURES, agreement
 from ldznet.attention.prompts import Prompt, prompts_of
-from ldznet.data import TinyWorldDataset
 from ldznet.data.items import Item
 from ldznet.evaluate.benchmark import (
     Outcome,
     Segment,
     arrays,
     figures,
+    intervals,
     is_near_miss,
     nearest_colour,
     run,
@@ -45,7 +45,6 @@ from ldznet.hosts.tiny import TinyHost
 from ldznet.schedule import seeded_noise
 from ldznet.tinyworld import STUFF, world
 
-CHOOSE, TEST = 500_000, 0
 TINY = dataclasses.replace(CONFIGS["tiny"], presence=Presence())  # its passes change no mask
 OTHER_T = 300  # of the second pass that agreement is measured with
 OWN = ("coarse", "fine", "weights", "timestep", "rescaling", "steps", "threshold")  # on the tiny world, for itself
@@ -84,37 +83,11 @@ def arguments() -> argparse.Namespace:
     return given
 
 
-TESTS = {"T0": ("photo",), "T3": ("cartoon", "lines", "painting", "mosaic")}
+TESTS = ("T0", "T3")
 REFINED: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "guided filter": masks.guided_filter,
     "PAMR": masks.pamr,
 }
-
-
-class Kept:
-    """Items drawn once; `one_each` keeps one phrase a thing (its colour and noun), stuff, and nothing absent."""
-
-    def __init__(self, dataset: TinyWorldDataset, one_each: bool = False) -> None:
-        items = [dataset[i] for i in range(len(dataset))]
-        self.items = [_one_each(item) for item in items] if one_each else items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> Item:
-        return self.items[index]
-
-
-def _one_each(item: Item) -> Item:
-    rows = [i for i, kind in enumerate(item.kinds) if kind == "stuff" or len(item.phrases[i].split()) == 3]
-    return dataclasses.replace(
-        item,
-        phrases=tuple(item.phrases[i] for i in rows),
-        masks=item.masks[rows],
-        kinds=tuple(item.kinds[i] for i in rows),
-        absent=(),
-        distracted=tuple(item.distracted[i] for i in rows),
-    )
 
 
 def alone(predictor: Predictor) -> Segment:
@@ -139,34 +112,25 @@ def refined(segment: Segment, refine: Callable[[torch.Tensor, torch.Tensor], tor
     return refining
 
 
-def drawn(test: str, count: int, start: int, one_each: bool = False) -> Kept:
-    """About `count` scenes of a test, as many of each of its domains."""
-    each = max(1, count // len(TESTS[test]))
-    parts = [Kept(TinyWorldDataset(each, start=start, domain=domain), one_each) for domain in TESTS[test]]
-    parts[0].items = [item for part in parts for item in part.items]
-    return parts[0]
-
-
-def summary(outcome: Outcome) -> dict[str, float]:
-    """mIoU of things at 0.5 and at the best threshold, that of stuff, AP of all; how many of both.
+def summary(outcome: Outcome) -> Row:
+    """mIoU of things and of stuff at 0.5 and at the best threshold, AP of all; how many of both.
 
     Presence has a command of its own: here, what is there stands first in its prompt, and attention follows the place.
     """
-    things, stuff, every = (figures(outcome, rows) for rows in (outcome.things, ~outcome.things, outcome.things | True))
-    return {
-        "things 0.5": things.miou_50,
-        "things best": things.miou_best,
-        "at": things.best,
-        "stuff 0.5": stuff.miou_50,
-        "stuff best": stuff.miou_best,
-        "all 0.5": every.miou_50,
-        "AP": every.ap,
-        "n things": things.phrases,
-        "n stuff": stuff.phrases,
-    }
+    row: dict[str, Figure] = {}
+    for kind, rows in {"things": outcome.things, "stuff": ~outcome.things}.items():
+        found, spans = figures(outcome, rows), intervals(outcome, rows)
+        row |= {
+            f"{kind} 0.5": [found.miou_50, *spans["miou_50"]],
+            f"{kind} best": [found.miou_best, *spans["miou_best"]],
+        }
+        row |= {f"n {kind}": found.phrases}
+    every = outcome.things | True
+    found, spans = figures(outcome, every), intervals(outcome, every)
+    return {**row, "all 0.5": found.miou_50, "AP": [found.ap, *spans["ap"]], "images": found.images}
 
 
-def ablate(host: TinyHost, count: int, test: str, only: str) -> Iterator[tuple[str, dict[str, float]]]:
+def ablate(host: TinyHost, count: int, test: str, only: str) -> Iterator[tuple[str, Row]]:
     """One thing changed at a time; all phrases of a picture in one pass, and once each in a pass of its own."""
     items = drawn(test, count, CHOOSE, one_each=True)
     plain = Predictor(host, AttentionHead(TINY))
@@ -233,13 +197,12 @@ def all_rivals(opening: str, phrase: str) -> list[str]:
     return [opening, *without_each_word(opening, phrase)]
 
 
-def tabulate(host: TinyHost, items: Kept) -> Asked:
+def tabulate(host: TinyHost, items: Sequence[Item]) -> Asked:
     """Present and absent phrases in the same prompts, shuffled: attention depends on a word's place in its prompt."""
     rows, there, kinds, scenes = [], [], [], []
-    for number, item in enumerate(items.items):
-        pixels = torch.from_numpy(item.image).permute(2, 0, 1)[None].float() / 127.5 - 1
+    for number, item in enumerate(items):
         phrases = [str(p) for p in np.random.default_rng(number).permutation([*item.phrases, *item.absent])]
-        rows += measures(host, host.encode_image(pixels), phrases)
+        rows += measures(host, host.encode_image(pixels_of(item.image)), phrases)
         there += [phrase in item.phrases for phrase in phrases]
         kinds += ["coloured" if is_near_miss(p) else "stuff" if p in STUFF else "noun" for p in phrases]
         scenes += [number] * len(phrases)
@@ -247,11 +210,11 @@ def tabulate(host: TinyHost, items: Kept) -> Asked:
     return Asked(columns, np.array(there), np.array(kinds), np.array(scenes))
 
 
-def by_kind(values: np.ndarray, asked: Asked) -> dict[str, float]:
+def by_kind(values: np.ndarray, asked: Asked) -> dict[str, Figure]:
     """AUROC over all phrases with its 95 % interval over scenes, and among those of one kind: the absent coloured
     phrases are near misses, a present category in an absent colour or the reverse."""
     low, high = spread(values, asked)
-    found = {"AUROC": auroc(values[asked.there], values[~asked.there]), "from": low, "to": high}
+    found: dict[str, Figure] = {"AUROC": [auroc(values[asked.there], values[~asked.there]), low, high]}
     found |= {"n there": int(asked.there.sum()), "n absent": int((~asked.there).sum())}
     for kind in ("noun", "stuff", "coloured"):
         of_kind = asked.kinds == kind
@@ -301,12 +264,10 @@ def fit(values: np.ndarray, there: np.ndarray, kept: float = 0.95) -> dict[str, 
     return {"middle": middle, "slope": slope, "found_from": float(np.quantile(scores[there], 1 - kept))}
 
 
-def measure_presence(host: TinyHost, count: int) -> Iterator[tuple[str, dict[str, float]]]:
+def measure_presence(host: TinyHost, count: int) -> Iterator[tuple[str, Row]]:
     """AUROC of every measure on the test's scenes, and its fit on those that constants are chosen on: how much of what
     is absent goes at the threshold that keeps 95 % of what is there."""
-    chosen, tested = (
-        tabulate(host, Kept(TinyWorldDataset(count, start=start, domain="photo"))) for start in (CHOOSE, TEST)
-    )
+    chosen, tested = (tabulate(host, drawn("T0", count, start)) for start in (CHOOSE, TEST))
     for name, values in chosen.measures.items():
         fitted, test = fit(values, chosen.there), tested.measures[name]
         scores = 1 / (1 + np.exp(-fitted["slope"] * (test - fitted["middle"])))
@@ -316,7 +277,7 @@ def measure_presence(host: TinyHost, count: int) -> Iterator[tuple[str, dict[str
     yield "all in one logistic regression", by_kind(combined(chosen, tested), tested)
 
 
-def compare(host: TinyHost, count: int, only: str) -> Iterator[tuple[str, dict[str, float]]]:
+def compare(host: TinyHost, count: int, only: str) -> Iterator[tuple[str, Row]]:
     """Photo scenes (T0) and the other domains (T3): the head, the trained heads, and what never looks."""
     head = Predictor(host, load_head("attention"))
     ways: dict[str, Callable[[], Segment]] = {
@@ -336,11 +297,6 @@ def compare(host: TinyHost, count: int, only: str) -> Iterator[tuple[str, dict[s
                 yield f"{test}: {name}", summary(run(way(), items))
 
 
-def shown(value: float) -> str:
-    """A count as it is, a figure with three digits."""
-    return str(value) if isinstance(value, int) else f"{value:.3f}"
-
-
 def main() -> None:
     given = arguments()
     host = TinyHost.load(weights=given.weights)
@@ -349,12 +305,7 @@ def main() -> None:
         "presence": lambda: measure_presence(host, given.scenes),
         "compare": lambda: compare(host, given.scenes, given.only),
     }[given.what]()
-    found = {}
-    for name, row in rows:
-        found[name] = row
-        print(f"{name:32}", "  ".join(f"{key} {shown(value)}" for key, value in row.items()), flush=True)
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=2))
+    report(rows, given.json)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,13 @@ seconds are the processor's, which other programs do not lengthen.
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from helpers import Row, random_weights, ranged, report
 from torch import Tensor
 
 from ldznet.attention import AttentionHead
@@ -56,12 +55,7 @@ class BareHost:
     def __init__(self, model: str, device: torch.device, dtype: torch.dtype) -> None:
         from diffusers import UNet2DConditionModel
 
-        with torch.device("meta"):
-            unet = UNet2DConditionModel(**MODELS[model])
-        torch.nn.Module.to(unet, dtype=dtype)
-        self.unet: Any = unet.to_empty(device=device).eval().requires_grad_(False)
-        for parameter in self.unet.parameters():
-            parameter.normal_(std=0.02, generator=torch.Generator(device).manual_seed(0))
+        self.unet: Any = random_weights(lambda: UNet2DConditionModel(**MODELS[model]), device, dtype)
         self.family, self.device, self.dtype = "sdxl" if model == "sdxl" else "sd1", device, dtype
         self.specs, self.context_dim = tap_specs(self.unet), MODELS[model]["cross_attention_dim"]
         self.tokenize = Tokenizer.from_merges(MERGES).ids
@@ -160,14 +154,15 @@ def main() -> None:
     host = BareHost(given.model, torch.device(given.device), DTYPES[given.dtype])
     side = given.size // PIXELS_PER_LATENT
     measured = measure(host, side, given.pairs)
-    medians = {name: statistics.median(values) for name, values in measured.seconds.items()}
     print(f"{given.model} at {given.size} px, {given.dtype} on {given.device}, {torch.get_num_threads()} threads")
-    for name, value in medians.items():
-        share = value / medians["sampling step"]
-        print(f"{name:>14}: median {value:.3f} s, {share:.2f} of a sampling step, peak {measured.peaks[name]:.2f} GB")
-    print(f"eight phrases over one: {medians['eight phrases'] / medians['one phrase']:.3f} (target: 1.15)")
-    if given.json:
-        given.json.write_text(json.dumps({"seconds": measured.seconds, "peak_gb": measured.peaks}, indent=2))
+    rows = dict[str, Row]()
+    for name, values in measured.seconds.items():
+        shares = [a / b for a, b in zip(values, measured.seconds["sampling step"], strict=True)]
+        figures = {"median s (range)": ranged(values), "of a sampling step": ranged(shares)}
+        rows[name] = {**figures, "peak GB": measured.peaks[name]}
+    pairs = zip(measured.seconds["eight phrases"], measured.seconds["one phrase"], strict=True)
+    rows["eight phrases over one"] = {"ratio (target: 1.15)": ranged([a / b for a, b in pairs])}
+    report(rows.items(), given.json)
 
 
 if __name__ == "__main__":

@@ -153,29 +153,35 @@ def sample(model: Any, size: int, steps: int, clock: Clock) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--comfyui", type=Path, required=True, help="where ComfyUI is")
-    parser.add_argument("--size", type=int, default=512, help="side of the picture in pixels (default: 512)")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--channels", type=int, default=320, help="of the UNet's first level, SD 1.x's by default")
-    given = parser.parse_args()
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--json", type=Path, help="write the figures here")
+    made.add_argument("--comfyui", type=Path, required=True, help="where ComfyUI is")
+    made.add_argument("--size", type=int, default=512, help="side of the picture in pixels (default: 512)")
+    made.add_argument("--steps", type=int, default=20)
+    made.add_argument("--threads", type=int, default=1)
+    made.add_argument("--channels", type=int, default=320, help="of the UNet's first level, SD 1.x's by default")
+    given = made.parse_args()
     sys.path[:0] = [str(given.comfyui.expanduser()), str(ROOT)]
     torch.set_num_threads(given.threads)
     import comfy.cli_args
 
     comfy.cli_args.args.cpu = True
+    from helpers import report
+
     from ldznet.hosts import comfyui
 
     host = comfyui.ComfyHost(sd15(given.channels))
     print(f"SD 1.5 at {given.size} px, {given.steps} steps, float32 on the CPU, {given.threads} threads", flush=True)
+    rows = []
     for name, head in heads(given.channels).items():
         clock, (captured, _) = Clock(), comfyui.capturing(host, head.running().fitted_to(host).head_config)
         timed(captured, clock)
         with hooks_on(clock):
             sample(captured, given.size, given.steps, clock)
         ours, theirs = clock.spent["capture"], clock.spent["sampler"]
-        print(f"{name}: {ours:.2f} s of {theirs:.1f} s, {100 * ours / theirs:.2f} % (target: 3)", flush=True)
+        row = {"capture s": ours, "sampler s": theirs, "% of it (target: 3)": 100 * ours / theirs}
+        rows.append((name, row))
+    report(rows, given.json)
 
 
 if __name__ == "__main__":

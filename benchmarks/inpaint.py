@@ -10,7 +10,6 @@ same way: what it could see at best.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from helpers import Row, parser, report
 from torch import Tensor
 
 import ldznet
@@ -108,10 +108,10 @@ def at_best(classifier: Namer, count: int, grow: int) -> float:
 
 def main() -> None:
     """Prints the shares."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=20)
-    parser.add_argument("--renders", type=int, default=500, help="that the judge is judged by (default: 500)")
-    given = parser.parse_args()
+    made = parser(__doc__)
+    made.add_argument("--pictures", type=int, default=20)
+    made.add_argument("--renders", type=int, default=500, help="that the judge is judged by (default: 500)")
+    given = made.parse_args()
     count, renders = given.pictures, given.renders
     sys.path.insert(0, str(ROOT / "tests"))
     from comfyui import host, page
@@ -135,12 +135,16 @@ def main() -> None:
         "after, the whole picture": named(classifier, [r.after for r in results]),
     }
     unchanged = all(torch.equal(r.before[r.mask == 0], r.after[r.mask == 0]) for r in results)
-    print(f'"{phrase}", then "{wanted}": {len(results)} pictures in which it was found')
-    for name, categories in seen.items():
-        print(f"{name}: {categories.count(new)} of {len(results)} a {new}, {categories.count(old)} a {old}")
-    print(f"outside of the mask bit-equal: {unchanged}")
+    print(f'"{phrase}", then "{wanted}": {len(results)} pictures in which it was found; outside of the mask', end=" ")
+    print(f"bit-equal: {unchanged}")
+    rows: dict[str, Row] = {
+        name: {f"a {new}": categories.count(new), f"a {old}": categories.count(old), "of": len(results)}
+        for name, categories in seen.items()
+    }
     grow = of_type(prompt, "LDZNetMask")[0]["inputs"]["grow"]
-    print(f"the judge on {renders} renders, painted over alike: {at_best(classifier, renders, grow):.1%}")
+    best = round(at_best(classifier, renders, grow) * renders)
+    rows["renders, painted over alike"] = {"named rightly": best, "of": renders}
+    report(rows.items(), given.json)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,13 @@ that slows down or speeds up does so for both. The target is a median ratio of 0
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from helpers import random_weights, ranged, report
 
 from ldznet.config import PUBLISHED_BLOCKS, UNetConfig
 from ldznet.models import UNet
@@ -48,12 +47,7 @@ def arguments() -> argparse.Namespace:
 
 def full_size_unet(device: torch.device, dtype: torch.dtype, channels: int) -> UNet:
     """SD 1.x's UNet with small random weights, made where and as they are needed."""
-    with torch.device("meta"):
-        unet = UNet(UNetConfig(model_channels=channels)).to(dtype)
-    unet = unet.to_empty(device=device).eval().requires_grad_(False)
-    generator = torch.Generator(device).manual_seed(0)
-    for parameter in unet.parameters():
-        parameter.normal_(std=0.02, generator=generator)
+    unet: UNet = random_weights(lambda: UNet(UNetConfig(model_channels=channels)), device, dtype)
     return unet
 
 
@@ -99,11 +93,8 @@ def main() -> None:
     ratios = [short / long for short, long in zip(times["truncated"], times["full"], strict=True)]
     where = f"{given.dtype} on {device}, {torch.get_num_threads()} threads"
     print(f"{given.pairs} pairs at {given.size} px, batch {given.batch}, {where}")
-    for name, values in times.items():
-        print(f"{name:>9}: median {statistics.median(values):.3f} s, {min(values):.3f} to {max(values):.3f}")
-    print(f"    ratio: median {statistics.median(ratios):.3f}, {min(ratios):.3f} to {max(ratios):.3f}")
-    if given.json:
-        given.json.write_text(json.dumps({"ratio": statistics.median(ratios), "ratios": ratios, **times}, indent=2))
+    rows = {name: {"median s (range)": ranged(values)} for name, values in times.items()}
+    report([*rows.items(), ("ratio", {"median (range)": ranged(ratios)})], given.json)
 
 
 if __name__ == "__main__":

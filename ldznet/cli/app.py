@@ -226,6 +226,9 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for result.json, curve and cases.", file_okay=False)
     ] = None,
+    json: Annotated[
+        Path | None, typer.Option(help="Of the tiny world: write the table here, too.", dir_okay=False)
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Measure heads on a dataset, or the tiny world: heads, gates (exit code 1 where one fails), settings.
@@ -257,5 +260,7 @@ def evaluate(
         run.gate_table(weights or WEIGHTS, scenes) if what == "gates" else (tables[what](first, scenes), True)
     )
     Console(width=205).print(table)
+    if json is not None:
+        run.write_table(table, json)
     if not passed:
         raise typer.Exit(1)

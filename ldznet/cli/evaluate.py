@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from ..evaluate.benchmark import Outcome, Segment
 from ..evaluate.gates import gates
 from ..hosts.tiny import TinyHost
 from ..predictor import Predictor
-from .progress import console, progress_bar
+from ..writing import replacing
+from .progress import progress_bar
 
 
 def drawn(count: int, test: str = "T0", size: int = 128) -> list[Item]:
@@ -29,7 +31,7 @@ def tiny(head: str, count: int) -> Table:
     """T0 (photo) and T3 (the other domains): the head, and baselines that never look."""
     host = TinyHost.load()
     predictor = Predictor(host, load_head(head))
-    table = _table(f"{head} on {count} unseen scenes each")
+    table, presence = _table(f"{head} on {count} unseen scenes each"), []
     for name, test in (("T0 photo", "T0"), ("T3 other domains", "T3")):
         scenes = drawn(count, test)
         outcome = _run(name, benchmark.segment_with(predictor), scenes)
@@ -39,7 +41,8 @@ def tiny(head: str, count: int) -> Table:
         _row(table, f"{name}, things by colour", outcome, coloured)
         _rows(table, f"{name}, whole image", _run("whole image", benchmark.whole_image, scenes))
         _row(table, f"{name}, nearest colour", _run("nearest colour", benchmark.nearest_colour, scenes), coloured)
-        console.print(_presence(name, outcome, predictor.config.presence_threshold))
+        presence.append(_presence(name, outcome, predictor.config.presence_threshold))
+    table.caption = "\n".join(presence)
     return table
 
 
@@ -74,6 +77,15 @@ def gate_table(weights: Path, count: int) -> tuple[Table, bool]:
     return table, all(gate.passed for gate in reached)
 
 
+def write_table(table: Table, path: Path) -> None:
+    """A table as JSON: its columns, its rows of texts, and what stands below it."""
+    columns = [list(column.cells) for column in table.columns]
+    rows = [[str(cell).replace("\n", " ") for cell in row] for row in zip(*columns, strict=True)]
+    facts = {"columns": [str(column.header) for column in table.columns], "rows": rows, "caption": table.caption or ""}
+    with replacing(path) as file:
+        file.write(json.dumps(facts, indent=1, ensure_ascii=False).encode())
+
+
 def _run(label: str, segment: Segment, scenes: Sequence[Item]) -> Outcome:
     with progress_bar(label) as progress:
         return benchmark.run(segment, scenes, progress)
@@ -100,9 +112,10 @@ def _row(table: Table, name: str, outcome: Outcome, rows: np.ndarray) -> None:
 def _presence(name: str, outcome: Outcome, threshold: float) -> str:
     """One line on presence: AUROC, and how many are found at the head's threshold."""
     everything, hard = benchmark.presence(outcome)
+    low, high = benchmark.presence_interval(outcome)
     found, false = (outcome.scores >= threshold).mean(), (outcome.absent_scores >= threshold).mean()
     return (
-        f"{name}: presence AUROC {everything:.3f}, against near misses {hard:.3f} ({outcome.absent_hard.mean():.0%} "
-        f"of the absent); found {found:.1%} of {len(outcome.scores)} present and {false:.1%} of "
-        f"{len(outcome.absent_scores)} absent."
+        f"{name}: presence AUROC {everything:.3f} ({low:.3f} .. {high:.3f}), against near misses {hard:.3f} "
+        f"({outcome.absent_hard.mean():.0%} of the absent); found {found:.1%} of {len(outcome.scores)} present and "
+        f"{false:.1%} of {len(outcome.absent_scores)} absent."
     )

@@ -128,7 +128,7 @@ def spread(
     groups: Sequence[int] | np.ndarray,
     figure: Callable[[Counts], Float[np.ndarray, " m"]],
     seed: int = 0,
-    draws: int = 1000,
+    draws: int = 500,
 ) -> list[tuple[float, float]]:
     """The 95 % intervals of the m figures that `figure` makes of pooled counts 1 k, resampling whole `groups`."""
     _, inverse = np.unique(np.asarray(groups), return_inverse=True)

@@ -1,0 +1,104 @@
+"""What the scripts of this folder share: scenes, pixels, IoU, weights that stand for none, and figures as JSON.
+
+A figure is a number, or [mean, low, high] with its 95 % interval over images; of times, the median and the range. A row
+has figures by name, and a script's JSON has rows by name; `figures.py` puts such rows into the pages of docs/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ldznet.data import TinyWorldTest
+from ldznet.data.cache import images_to_pixels
+from ldznet.data.items import Item
+from ldznet.evaluate.metrics import bootstrap
+
+CHOOSE, TEST = 500_000, 0  # first scenes: of those that constants are chosen on, and of those that figures are taken on
+Figure = float | Sequence[float]
+Row = Mapping[str, Figure]
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def drawn(test: str, count: int, start: int = TEST, one_each: bool = False) -> list[Item]:
+    """`count` scenes of a test of the tiny world; `one_each` keeps one phrase a thing (colour and noun) and stuff."""
+    scenes = TinyWorldTest(test, count, start=start)
+    items = [scenes[i] for i in range(count)]
+    return [with_one_each(item) for item in items] if one_each else items
+
+
+def with_one_each(item: Item) -> Item:
+    """The item with one phrase a thing, its colour and noun, all stuff, and nothing absent."""
+    rows = [i for i, kind in enumerate(item.kinds) if kind == "stuff" or len(item.phrases[i].split()) == 3]
+    return dataclasses.replace(
+        item,
+        phrases=tuple(item.phrases[i] for i in rows),
+        masks=item.masks[rows],
+        kinds=tuple(item.kinds[i] for i in rows),
+        absent=(),
+        distracted=tuple(item.distracted[i] for i in rows),
+    )
+
+
+def pixels_of(image: np.ndarray) -> Tensor:
+    """A picture h w 3, uint8, as pixels 1 3 h w in [-1, 1]."""
+    return images_to_pixels(image[None])
+
+
+def iou(masks: np.ndarray, truths: np.ndarray) -> np.ndarray:
+    """tp / (1 + tp + fp + fn) of each of n masks h w."""
+    return (masks & truths).sum((1, 2)) / (1 + (masks | truths).sum((1, 2)))
+
+
+def mean(values: np.ndarray, images: Sequence[int] | np.ndarray) -> list[float]:
+    """[mean, low, high] of values whose pictures are `images`."""
+    return list(bootstrap(np.asarray(values, float), images))
+
+
+def ranged(values: Sequence[float]) -> list[float]:
+    """[median, lowest, highest], for what is timed."""
+    return [float(np.median(values)), min(values), max(values)]
+
+
+def random_weights(make: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """The module that `make` builds, with small random weights, made where and as they are needed, for timing."""
+    with torch.device("meta"):
+        module = make()
+    module = nn.Module.to(module, dtype=dtype).to_empty(device=device).eval().requires_grad_(False)
+    generator = torch.Generator(device).manual_seed(0)
+    for parameter in module.parameters():
+        parameter.normal_(std=0.02, generator=generator)
+    return module
+
+
+def shown(figure: Figure) -> str:
+    """A count as it is, a figure with three digits, an interval in brackets."""
+    if isinstance(figure, Sequence):
+        return f"{figure[0]:.3f} ({figure[1]:.3f} .. {figure[2]:.3f})"
+    return f"{figure:,}" if isinstance(figure, int) else f"{figure:.3f}"
+
+
+def report(rows: Iterable[tuple[str, Row]], path: Path | None) -> dict[str, Row]:
+    """Prints every row as it comes; writes all of them to `path`, if there is one, as they are at the end."""
+    found: dict[str, Row] = {}
+    for name, row in rows:
+        found[name] = row
+        print(f"{name:34}", "  ".join(f"{key} {shown(value)}" for key, value in row.items()), flush=True)
+    if path is not None:
+        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return found
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """Of a script whose docstring is its help; with --json."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--json", type=Path, help="write the figures here")
+    return made
