@@ -133,7 +133,7 @@ def test_coarse_masks(run: Run) -> None:
 
 
 def test_pieces_are_matched_to_regions_one_to_one(coarse: dict[str, Any]) -> None:
-    """Three stripes of three colours, and pieces of theirs under other numbers, of which one takes a column too much."""
+    """Three stripes of three colours, and pieces of theirs under other numbers, one a column too wide."""
     truths = np.zeros((3, 8, 12), bool)
     for i in range(3):
         truths[i, :, 4 * i : 4 * i + 4] = True

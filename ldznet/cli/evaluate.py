@@ -14,7 +14,7 @@ from ..data import TinyWorldTest
 from ..data.items import Item
 from ..evaluate import benchmark, sweeps
 from ..evaluate.benchmark import Outcome, Segment
-from ..evaluate.gates import gates
+from ..evaluate.gates import gates, share_interval
 from ..hosts.tiny import TinyHost
 from ..predictor import Predictor
 from ..writing import replacing
@@ -68,12 +68,15 @@ def timestep(head: str, count: int) -> Table:
 
 def gate_table(weights: Path, count: int) -> tuple[Table, bool]:
     """The gates of the tiny world, and whether every figure reaches what it must."""
-    table = Table("gate", "n", "figure", "needed", "passed", "beside it", title="Gates over unseen scenes or captions")
+    table = Table(
+        "gate", "n", "figure (95 %)", "needed", "passed", "beside it", title="Gates over unseen scenes or captions"
+    )
     with progress_bar("Generating") as progress:
         reached = gates(TinyHost.load(weights=weights), weights, count, progress)
     for gate in reached:
-        passed = "yes" if gate.passed else "NO"
-        table.add_row(gate.name, str(count), f"{gate.figure:.3f}", f"{gate.needed:g}", passed, gate.note)
+        passed, (low, high) = "yes" if gate.passed else "NO", gate.interval or share_interval(gate.figure, count)
+        figure = f"{gate.figure:.3f} ({low:.3f} .. {high:.3f})"
+        table.add_row(gate.name, str(count), figure, f"{gate.needed:g}", passed, gate.note)
     return table, all(gate.passed for gate in reached)
 
 

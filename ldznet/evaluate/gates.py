@@ -25,6 +25,7 @@ from ..hosts.tiny import TinyHost
 from ..schedule import seeded_noise
 from ..tinyworld.namer import Namer, labels_of
 from ..tinyworld.words import PREFIXES
+from .metrics import bootstrap
 
 Progress = Callable[[int, int], None]
 TEST_SEED = 600_000  # nothing was trained on seeds below 1,000,000
@@ -40,6 +41,7 @@ class Gate:
     figure: float
     needed: float
     note: str = ""
+    interval: tuple[float, float] | None = None  # 95 % over scenes; None for a share, of which it follows
 
     @property
     def passed(self) -> bool:
@@ -60,6 +62,13 @@ def gates(host: TinyHost, weights: Path, count: int, progress: Progress) -> list
     return reached
 
 
+def share_interval(share: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share of `count` (Wilson 1927)."""
+    middle, room = share + 1.96**2 / (2 * count), 1.96 * (share * (1 - share) / count + 1.96**2 / (4 * count**2)) ** 0.5
+    whole = 1 + 1.96**2 / count
+    return (middle - room) / whole, (middle + room) / whole
+
+
 def psnr_gate(host: TinyHost, domain: str, count: int) -> Gate:
     """Mean PSNR in dB, range [-1, 1], of unseen scenes of one domain."""
     dataset = TinyWorldDataset(count, start=TEST_SEED, domain=domain)
@@ -67,7 +76,8 @@ def psnr_gate(host: TinyHost, domain: str, count: int) -> Gate:
     for pixels in _batches([dataset[i] for i in range(count)]):
         mse = ((host.decode_latents(host.encode_image(pixels)) - pixels) ** 2).mean(dim=(1, 2, 3))
         found.append(10 * torch.log10(4 / mse))
-    return Gate(f"VAE, PSNR on {domain} (dB)", float(torch.cat(found).mean()), 22.0)
+    mean, *interval = bootstrap(torch.cat(found).double().numpy(), np.arange(count))
+    return Gate(f"VAE, PSNR on {domain} (dB)", mean, 22.0, interval=(interval[0], interval[1]))
 
 
 def probe_gate(host: TinyHost, probe: Namer, items: Sequence[Item]) -> Gate:

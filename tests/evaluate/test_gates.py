@@ -64,6 +64,11 @@ def test_a_gate_is_passed_from_its_figure_on() -> None:
     assert not Gate("", 0.69, 0.70).passed
 
 
+def test_the_interval_of_a_share_by_hand() -> None:
+    """Wilson's of 81 in 263, as Newcombe (1998, table I) has it."""
+    assert gates.share_interval(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+
+
 def test_without_judges_it_says_what_to_train(host: TinyHost, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="Run `ldznet train classifier`"):
         gates.gates(host, tmp_path, 2, lambda done, total: None)
