@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .combining import Maps, combined
 from .contracts import Captured, Head, Host, SmallVocabulary
+from .convolving import quicker_convolutions
 from .errors import InputError
 from .images import Picture, Range, require_dense, require_finite, resize
 from .phrases import read, terms_of
@@ -76,7 +77,8 @@ class Predictor:
         self._latents, self._pixels, self._captured = latents, pixels, None
 
     def _encoded(self, pixels: Tensor) -> Tensor:
-        latents = self.host.encode_image(pixels.to(self.host.dtype)).float()
+        with quicker_convolutions():
+            latents = self.host.encode_image(pixels.to(self.host.dtype)).float()
         require_finite(latents, "the VAE's latents", "Run the VAE in float32.")
         return latents
 
@@ -153,15 +155,16 @@ class Predictor:
 
     def _member(self, host: Host, images: slice, terms: Sequence[str], member: int) -> tuple[Tensor, Tensor]:
         """Logits and scores of one (t, noise)."""
-        return self.head.segment(
-            host,
-            None if self._latents is None else self._latents[images],
-            terms,
-            timestep=self._timestep(member),
-            seed=self.seed + member,
-            captured=None if self._captured is None else self._captured.rows(images),
-            pixels=None if self._pixels is None else self._pixels[images],
-        )
+        with quicker_convolutions():
+            return self.head.segment(
+                host,
+                None if self._latents is None else self._latents[images],
+                terms,
+                timestep=self._timestep(member),
+                seed=self.seed + member,
+                captured=None if self._captured is None else self._captured.rows(images),
+                pixels=None if self._pixels is None else self._pixels[images],
+            )
 
     def _counter(self, terms: int) -> Callable[[int], None]:
         done, total = 0, self._count * terms * self.ensemble

@@ -18,6 +18,7 @@ ONE_FILE = {
 }
 ORDER = (  # a part of ldznet imports what stands before it, and nothing after it
     *("errors", "bounds", "placing", "shapes", "writing", "sources", "clip_bpe", "phrases", "combining", "contracts"),
+    "convolving",
     *("taps", "schedule", "config", "images", "masks", "shaping", "drawing", "segmentation", "attention", "capture"),
     *("models", "checkpoints", "predictor", "tinyworld", "hosts", "webui", "data", "train", "evaluate", "cli"),
     "__main__",
