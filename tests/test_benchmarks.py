@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import runpy
 import subprocess
@@ -90,6 +91,16 @@ def test_truncation(run: Run, tmp_path: Path) -> None:
     median, low, high = json.loads((tmp_path / "times.json").read_text())["ratio"]["median (range)"]
     assert low <= median <= high
     assert f"{median:.3f} ({low:.3f} .. {high:.3f})" in out
+
+
+@pytest.mark.skipif("LDZNET_REFERENCE" not in os.environ, reason="$LDZNET_REFERENCE, the published code, is not set")
+def test_beside_the_published_code(run: Run) -> None:
+    small = ("--size", "64", "--channels", "32", "--vae-channels", "32", "--pairs", "1")
+    out = run("reference", os.environ["LDZNET_REFERENCE"], *small)
+    for name in ("image", "latent", "captured"):
+        assert re.search(rf"{name}: \d\.\d+ of the published code's time", out)
+    apart, spread = map(float, re.findall(r"at most (\S+) apart, of a spread of (\S+)", out)[0])
+    assert apart < 1e-3 * spread
 
 
 def with_comfyui(name: str, *options: str, python: str = sys.executable) -> str:
