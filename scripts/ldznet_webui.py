@@ -20,13 +20,14 @@ from modules import (
     paths,
     processing,
     prompt_parser,
+    script_callbacks,
     scripts,
     sd_models,
     sd_vae,
     shared,
 )
 
-LIBRARY = Path(__file__).absolute().parents[1] / "ldznet"
+LIBRARY, PARTS = Path(__file__).absolute().parents[1] / "ldznet", Path(__file__).absolute().parent / "parts"
 NAME = "_ldznet_of_webui"
 HEADS = Path(paths.models_path) / "ldznet"
 LABELS = {
@@ -70,6 +71,9 @@ def loaded(name, path):
 
 
 SETTINGS = loaded(f"{NAME}_settings", LIBRARY / "webui" / "settings.py")
+axes, jobs, page, routes = (
+    loaded(f"{NAME}_{part}", PARTS / f"{part}.py") for part in ("axes", "jobs", "page", "routes")
+)
 
 
 def library(part):
@@ -82,6 +86,13 @@ def head_names():
     """What the list shows: heads without a file, then files."""
     files = sorted(path.name for path in HEADS.glob("*.safetensors")) if HEADS.is_dir() else []
     return [*SETTINGS.WITHOUT_FILE, *files]
+
+
+def looker():
+    """The one that this host has."""
+    if LDZNetScript.looker is None:
+        LDZNetScript.looker = library("looking").Looker(HEADS)
+    return LDZNetScript.looker
 
 
 class LDZNetScript(scripts.Script):
@@ -110,6 +121,7 @@ class LDZNetScript(scripts.Script):
 
     def process(self, p, *arguments):
         """Gives the run its mask before the host begins with the picture, and notes what is to be done afterwards."""
+        arguments = axes.changed(SETTINGS, arguments, p)
         if is_on(arguments):
             library("section").begin(p, arguments, looker(), calls())
 
@@ -148,13 +160,6 @@ def has_details(p):
     return hasattr(p, "_ldznet_details")
 
 
-def looker():
-    """The one that this host has."""
-    if LDZNetScript.looker is None:
-        LDZNetScript.looker = library("looking").Looker(HEADS)
-    return LDZNetScript.looker
-
-
 def is_on(arguments):
     """Whether the section has anything to do; arguments that make no sense are for it to complain about."""
     try:
@@ -165,42 +170,37 @@ def is_on(arguments):
 
 def components(is_img2img):
     """The section's components by the names of the settings."""
-    of, ranges, choices = SETTINGS.DEFAULTS, SETTINGS.RANGES, SETTINGS.CHOICES
+    ranges, choices, tab = SETTINGS.RANGES, SETTINGS.CHOICES, "img2img" if is_img2img else "txt2img"
+
+    def common(name):
+        shown = is_img2img or name not in OF_IMG2IMG
+        identity = f"ldznet_{tab}_{name}"
+        return {"value": SETTINGS.DEFAULTS[name], "label": LABELS[name], "elem_id": identity, "visible": shown}
 
     def slider(name, step):
-        low, high = ranges[name]
-        return gr.Slider(low, high, value=of[name], step=step, label=LABELS[name])
+        return gr.Slider(*ranges[name], step=step, **common(name))
 
     def either(name):
-        return gr.Checkbox(value=of[name], label=LABELS[name])
+        return gr.Checkbox(**common(name))
 
     def choice(name):
-        return gr.Radio(list(choices[name]), value=of[name], label=LABELS[name], visible=shown(name))
-
-    def shown(name):
-        return is_img2img or name not in OF_IMG2IMG
+        return gr.Radio(list(choices[name]), **common(name))
 
     def box(name, example):
-        return gr.Textbox(
-            value="",
-            lines=2,
-            label=LABELS[name],
-            placeholder=example,
-            elem_id=f"ldznet_{'img2img' if is_img2img else 'txt2img'}_{name}",
-            visible=shown(name),
-        )
+        return gr.Textbox(lines=2, placeholder=example, **common(name))
 
     with gr.Row():
         made = {"enabled": either("enabled"), "invert": either("invert"), "fill_holes": either("fill_holes")}
     made["phrases"] = box("phrases", "the dog\nthe dog - the collar")
     with gr.Row():
-        made["head"] = gr.Dropdown(head_names(), value=of["head"], label=LABELS["head"])
+        made["head"] = gr.Dropdown(head_names(), **common("head"))
         made["threshold"] = slider("threshold", 0.01)
     with gr.Row():
         made["grow"], made["feather"] = slider("grow", 1), slider("feather", 1)
-        made["drop_specks"] = gr.Number(value=of["drop_specks"], label=LABELS["drop_specks"], precision=0)
+        made["drop_specks"] = gr.Number(precision=0, **common("drop_specks"))
     for name in ("refine", "passes", "drawn", "missing"):
         made[name] = choice(name)
+    PAGE.add(tab, made)
     made["details"] = box("details", "the face\nthe hat => a red hat")
     with gr.Row():
         made["denoise"], made["steps"] = slider("denoise", 0.01), slider("steps", 1)
@@ -337,3 +337,15 @@ def repainted(p, picture, mask, place):
     fresh = ("mask", "nmask", "init_latent", "overlay_images", "mask_for_overlay", "color_corrections", "paste_to")
     vars(again).update(own, **once, scripts_value=None, script_args_value=None, **dict.fromkeys(fresh))
     return run_inside(again) or picture
+
+
+def serve(body):
+    """What `POST /ldznet/segment` answers."""
+    with jobs.job():
+        return library("serving").answer(body, looker(), calls())
+
+
+PAGE = page.Page(SETTINGS, library, looker, calls, jobs.job)
+script_callbacks.on_after_component(PAGE.note)
+script_callbacks.on_before_ui(lambda: axes.add(SETTINGS, head_names))
+script_callbacks.on_app_started(lambda demo, app: routes.add(app, serve))

@@ -115,6 +115,17 @@ NAMES = tuple(field.name for field in dataclasses.fields(Settings))
 DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(Settings)}
 
 
+def changed(arguments: Sequence[Any], changes: Mapping[str, Any]) -> list[Any]:
+    """The arguments of a script with other values for some fields; phrases among them switch the section on."""
+    if not changes:
+        return list(arguments)
+    changes = {"enabled": True, **changes} if "phrases" in changes else changes
+    if len(arguments) and isinstance(arguments[0], Mapping):
+        return [{**arguments[0], **changes}, *arguments[1:]]
+    given = dict(zip(NAMES, arguments, strict=False))
+    return [changes.get(name, given.get(name)) for name in NAMES]
+
+
 def key_of(name: str) -> str:
     """A field's key in infotext: "LDZNet drop specks"."""
     return PREFIX + name.replace("_", " ")

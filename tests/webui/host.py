@@ -1,8 +1,9 @@
-"""A real A1111 or Forge, its API alone, on a CPU: started once for a module, in the folder of $WEBUI_PATH.
+"""A real A1111 or Forge on a CPU, its API alone or its page too: started once for a module, from $WEBUI_PATH.
 
 `$WEBUI_PYTHON` is its interpreter, `$WEBUI_FLAGS` what it needs beyond the flags here (A1111: `--use-cpu all --no-half
---precision full`; Forge and reForge: `--always-cpu`). The folder must be installed, hold one SD 1.x checkpoint and have
-this repository in `extensions/`. docs/webui.md says how to make one.
+--precision full`; Forge and reForge: `--always-cpu`). The folder must be installed and hold one SD 1.x checkpoint. It
+runs with a data folder of its own: its settings, this repository as the only extension, and what `$WEBUI_EXTENSIONS`
+names (folders, parted as in $PATH). docs/webui.md says how to make one.
 """
 
 from __future__ import annotations
@@ -25,8 +26,16 @@ from PIL import Image
 
 from ldznet.webui.settings import TITLE
 
-FLAGS = ("--skip-prepare-environment", "--skip-torch-cuda-test", "--nowebui", "--api", "--server-name", "127.0.0.1")
-READY, PATIENCE = "Uvicorn running", 180  # seconds
+FLAGS = ("--skip-prepare-environment", "--skip-torch-cuda-test", "--api", "--server-name", "127.0.0.1", "--no-hashing")
+READY = {False: "Uvicorn running", True: "Startup time"}  # by whether there is a page
+PATIENCE = 300  # seconds
+REPOSITORY, WITNESS = Path(__file__).parents[2], Path(__file__).parent / "witness"
+CONFIG = {
+    "live_previews_enable": False,
+    "show_progress_type": "Approx cheap",
+    "samples_save": False,
+    "grid_save": False,
+}
 SIZE = (192, 128)  # width, height
 BASE: dict[str, Any] = {
     "prompt": "a cat",
@@ -51,21 +60,32 @@ def picture(seed: int = 0) -> Image.Image:
 class Webui:
     """A host that answers."""
 
-    def __init__(self, folder: Path, python: str, log: Path) -> None:
+    def __init__(self, folder: Path, python: str, work: Path, *, page: bool = False, extension: bool = True) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        flags = [*FLAGS, "--port", str(self.port), *shlex.split(os.environ.get("WEBUI_FLAGS", ""))]
-        self.log = log
-        with log.open("w") as out:
+        self.folder = folder
+        self.address, self.data, self.log = f"http://127.0.0.1:{self.port}", work / "data", work / "log.txt"
+        self._fill(extension)
+        flags = [*FLAGS, "--port", str(self.port), "--data-dir", str(self.data), "--models-dir", str(folder / "models")]
+        flags += [*([] if page else ["--nowebui"]), *shlex.split(os.environ.get("WEBUI_FLAGS", ""))]
+        with self.log.open("w") as out:
             command = [python, "launch.py", *flags]
             self.process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=subprocess.STDOUT)
         deadline = time.monotonic() + PATIENCE
-        while READY not in log.read_text(errors="replace"):
+        while READY[page] not in self.log.read_text(errors="replace"):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.close()
-                pytest.fail(f"the host did not start:\n{log.read_text(errors='replace')[-3000:]}")
+                pytest.fail(f"the host did not start:\n{self.log.read_text(errors='replace')[-3000:]}")
             time.sleep(0.5)
+
+    def _fill(self, extension: bool) -> None:
+        extensions = self.data / "extensions"
+        extensions.mkdir(parents=True)
+        more = filter(None, os.environ.get("WEBUI_EXTENSIONS", "").split(os.pathsep))
+        for path in [WITNESS, *([REPOSITORY] if extension else []), *map(Path, more)]:
+            (extensions / path.name).symlink_to(path)
+        (self.data / "config.json").write_text(json.dumps(CONFIG))
 
     def close(self) -> None:
         self.process.terminate()
@@ -73,26 +93,34 @@ class Webui:
 
     def img2img(self, settings: Any = None, **changed: Any) -> tuple[list[np.ndarray], str]:
         """The pictures and the first one's infotext; `settings` are the section's arguments, None for none."""
-        body = {**BASE, "init_images": [_encoded(picture())], **changed}
+        body = {**BASE, "init_images": [encoded(picture())], **changed}
         if settings is not None:
             body["alwayson_scripts"] = {TITLE: {"args": settings if isinstance(settings, list) else [settings]}}
         answer = self.post("/sdapi/v1/img2img", body)
-        return [_decoded(image) for image in answer["images"]], json.loads(answer["info"])["infotexts"][0]
+        return [decoded(image) for image in answer["images"]], json.loads(answer["info"])["infotexts"][0]
 
     def post(self, path: str, body: Any) -> Any:
-        address = f"http://127.0.0.1:{self.port}{path}"
-        request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        data = json.dumps(body).encode()
+        request = urllib.request.Request(self.address + path, data, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=500) as answer:
             return json.load(answer)
 
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(self.address + path, timeout=60) as answer:
+            return json.load(answer)
 
-def _encoded(image: Image.Image) -> str:
+    def witness(self) -> dict[str, int]:
+        """`witness/scripts/witness.py` says of what."""
+        return self.get("/witness")
+
+
+def encoded(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _decoded(text: str) -> np.ndarray:
+def decoded(text: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB"))
 
 

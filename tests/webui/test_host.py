@@ -17,7 +17,7 @@ ORIGINAL = np.asarray(host.picture())
 
 @pytest.fixture(scope="module")
 def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[host.Webui]:
-    running = host.Webui(*host.found(), tmp_path_factory.mktemp("webui") / "log.txt")
+    running = host.Webui(*host.found(), tmp_path_factory.mktemp("webui"))
     try:
         yield running
     finally:
