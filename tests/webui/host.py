@@ -68,6 +68,7 @@ class Webui:
         self.address, self.data, self.log = f"http://127.0.0.1:{self.port}", work / "data", work / "log.txt"
         self._fill(extension)
         flags = [*FLAGS, "--port", str(self.port), "--data-dir", str(self.data), "--models-dir", str(folder / "models")]
+        flags += ["--gradio-allowed-path", str(folder)]
         flags += [*([] if page else ["--nowebui"]), *shlex.split(os.environ.get("WEBUI_FLAGS", ""))]
         with self.log.open("w") as out:
             command = [python, "launch.py", *flags]

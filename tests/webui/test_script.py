@@ -16,34 +16,65 @@ from webui import standin
 
 from ldznet.webui.settings import NAMES, TITLE, Settings
 
+OTHERS = ("call_queue", "errors", "extra_networks", "images", "processing", "prompt_parser", "sd_models", "sd_vae")
+GRADIO = "4.40.0"
+INTERFACE = ("settings", "axes", "jobs", "page", "routes")  # all that is loaded while the section is off
 SCRIPT = Path(__file__).parents[2] / "scripts" / "ldznet_webui.py"
 
 
 class Component:
-    """A gradio component or container, as far as a section makes one."""
+    """A gradio component or container, as far as a section makes one; `wired` holds its events."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
-        self.named = named
+        self.named, self.wired = named, dict[str, Any]()
+        self.elem_id, self.elem_classes = named.get("elem_id"), named.get("elem_classes", [])
+
+    def click(self, *handler: Any, **named: Any) -> Component:
+        self.wired["click"] = {"fn": handler, **named}
+        return self
+
+    def then(self, **named: Any) -> None:
+        self.wired["then"] = named
+
+    def change(self, *handler: Any, **named: Any) -> None:
+        self.wired["change"] = {"fn": handler, **named}
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, *_: Any) -> None: ...
 
 
+class Refused(Exception):
+    """FastAPI's HTTPException."""
+
+    def __init__(self, status_code: int, detail: str) -> None:
+        self.status_code, self.detail = status_code, detail
+
+
+class Heard(list[Any]):
+    """A moment that the host tells of: a list of those who listen."""
+
+    def __call__(self, callback: Any) -> None:
+        self.append(callback)
+
+
 def stand_ins(folder: Path) -> dict[str, Any]:
     """`gradio` and `modules` by their names in sys.modules."""
     kinds = ("Accordion", "Row", "Slider", "Checkbox", "Radio", "Textbox", "Dropdown", "Number")
+    kinds += ("Button", "State", "Image", "HTML")
+    moments = {f"on_{what}": Heard() for what in ("after_component", "before_ui", "app_started")}
     parts = {
         "scripts": {"Script": object, "AlwaysVisible": "always"},
+        "script_callbacks": moments,
         "paths": {"models_path": str(folder)},
         "shared": {"sd_model": None, "state": SimpleNamespace(interrupt=None), "opts": None},
-        **{
-            name: {}
-            for name in ("errors", "extra_networks", "images", "processing", "prompt_parser", "sd_models", "sd_vae")
-        },
+        **{name: {} for name in OTHERS},
     }
     found: dict[str, Any] = {"gradio": ModuleType("gradio"), "modules": ModuleType("modules")}
-    vars(found["gradio"]).update(dict.fromkeys(kinds, Component))
+    found["fastapi"] = ModuleType("fastapi")
+    vars(found["fastapi"]).update(Body=lambda default: default, HTTPException=Refused)
+    made = {kind: type(kind, (Component,), {}) for kind in kinds}
+    vars(found["gradio"]).update(made, __version__=GRADIO, update=dict)
     for name, attributes in parts.items():
         module = found[f"modules.{name}"] = ModuleType(f"modules.{name}")
         vars(module).update(attributes)
@@ -63,6 +94,12 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     yield module
     for name in [name for name in sys.modules if name.startswith(module.NAME)]:
         del sys.modules[name]
+
+
+def heard(script: Any, moment: str, *given: Any) -> None:
+    """The host tells of a moment."""
+    for callback in getattr(script.script_callbacks, f"on_{moment}"):
+        callback(*given)
 
 
 def own_modules(script: Any) -> set[str]:
@@ -99,7 +136,7 @@ def test_off_loads_nothing_and_touches_nothing(script: Any, arguments: list[Any]
     assert vars(p) == before
     assert p.extra_generation_params == {"Denoising strength": 0.75}
     assert pp.image == "as it was"
-    assert own_modules(script) == {f"{script.NAME}_settings"}
+    assert own_modules(script) == {f"{script.NAME}_{part}" for part in INTERFACE}
 
 
 def test_on_the_library_has_a_name_of_its_own(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,3 +165,122 @@ def test_networks_are_put_back_on_a_forge(script: Any) -> None:
         raise ZeroDivisionError
     assert model.forge_objects == patched
     assert activated == [(None, {})]
+
+
+def component(kind: str, **named: Any) -> Component:
+    return getattr(sys.modules["gradio"], kind)(**named)
+
+
+def opened(script: Any, canvas: bool) -> dict[str, Component]:
+    """img2img as the host builds it, the section in the middle; by their ids, on a Forge the pictures in canvases."""
+    made: dict[str, Component] = {}
+    for name in script.page.PICTURES:
+        made[name] = component("HTML" if canvas and name != script.page.UPLOAD else "Image", elem_id=name)
+        heard(script, "after_component", made[name])
+        if canvas and name != script.page.UPLOAD:
+            for part in ("foreground", "background"):
+                made[name] = component("Textbox", elem_id="uuid_1", elem_classes=[f"logical_image_{part}"])
+                heard(script, "after_component", made[name])
+    script.LDZNetScript().ui(True)
+    for kind, name in (("Image", script.page.MASK), ("HTML", "html_log_img2img")):
+        made[name] = component(kind, elem_id=name)
+        heard(script, "after_component", made[name])
+    return made
+
+
+@pytest.mark.parametrize("canvas", [False, True])
+def test_buttons_read_and_fill_the_host_s_own_pictures(script: Any, canvas: bool) -> None:
+    """sd-webui-segment-anything#202, a-person-mask-generator#62: on a Forge the picture lies in a canvas."""
+    host = opened(script, canvas)
+    own = script.PAGE._own["img2img"]
+    given = own["show"].wired["click"]["inputs"]
+    assert given[1 : 1 + len(script.page.PICTURES)] == [host[name] for name in script.page.PICTURES]
+    assert given[1 + len(script.page.PICTURES) :] == [own["made"][name] for name in NAMES]
+    assert own["send"].wired["click"]["outputs"][:2] == [host[script.page.UPLOAD], host[script.page.MASK]]
+    assert own["made"]["threshold"].wired["change"]["inputs"][0] is own["look"]
+    assert host["html_log_img2img"].wired["change"]["outputs"] == [own["said"]]
+
+
+def test_the_section_s_lines_are_taken_from_the_host_s(script: Any) -> None:
+    log = "<div><p class='comments'>LD-ZNet: a &lt;b&gt;: not found<br>\nOther: no<br>LD-ZNet: why</p><p>1 s</p></div>"
+    assert script.page.outcome(log) == "<p>a &lt;b&gt;: not found</p><p>why</p>"
+    assert script.page.outcome(None) == ""
+    assert script.page.paragraphs(["<a>"]) == "<p>&lt;a&gt;</p>"
+
+
+def test_redrawing_before_a_look_loads_nothing(script: Any) -> None:
+    assert script.PAGE.redraw(None, *[getattr(Settings(), name) for name in NAMES]) == ({}, {})
+    assert "_ldznet_of_webui" not in own_modules(script)
+
+
+class Plot:
+    """The host's module of the X/Y/Z plot, as far as axes are added to it."""
+
+    def __init__(self) -> None:
+        self.axis_options = [SimpleNamespace(label="Nothing")]
+
+    class AxisOption:
+        def __init__(self, label: str, type: Any, apply: Any, confirm: Any) -> None:
+            self.label, self.type, self.apply, self.confirm, self.choices = label, type, apply, confirm, None
+
+    class AxisOptionImg2Img(AxisOption): ...
+
+
+def test_axes_change_the_arguments_of_their_picture(script: Any) -> None:
+    """sd-perturbed-attention#54: an axis with choices gives no picture through the API, so these have none."""
+    plot = Plot()
+    script.scripts.scripts_data = [
+        SimpleNamespace(script_class=type("S", (), {"__module__": "xyz_grid.py"}), module=plot)
+    ]
+    for _ in range(2):
+        heard(script, "before_ui")
+    axes = {option.label: option for option in plot.axis_options[1:]}
+    assert list(axes) == ["[LD-ZNet] phrases", "[LD-ZNet] head", "[LD-ZNet] threshold", "[LD-ZNet] grow"]
+    assert type(axes["[LD-ZNet] threshold"]) is Plot.AxisOption  # the host shows those of this very class in both tabs
+    p = SimpleNamespace()
+    axes["[LD-ZNet] phrases"].apply(p, r"a dog\nthe sky", [])
+    axes["[LD-ZNet] threshold"].apply(p, 0.25, [])
+    changed = Settings.of(script.axes.changed(script.SETTINGS, [], p))
+    assert changed == Settings(enabled=True, phrases="a dog\nthe sky", threshold=0.25)
+    by_name = script.axes.changed(script.SETTINGS, [{"phrases": "a cat", "grow": 3}], p)
+    assert Settings.of(by_name) == Settings(enabled=True, phrases="a dog\nthe sky", threshold=0.25, grow=3)
+    off = SimpleNamespace()
+    axes["[LD-ZNet] threshold"].apply(off, 0.25, [])
+    assert not script.is_on(script.axes.changed(script.SETTINGS, [False, "a dog"], off))
+    axes["[LD-ZNet] head"].confirm(p, ["attention (no download)"])
+    with pytest.raises(ValueError, match="Expected a head among"):
+        axes["[LD-ZNet] head"].confirm(p, ["none.safetensors"])
+    with pytest.raises(ValueError, match="0 to 1 as threshold"):
+        axes["[LD-ZNet] threshold"].confirm(p, [0.5, 2.0])
+
+
+class App:
+    """FastAPI's, with the host's own API or without."""
+
+    def __init__(self, *routes: Any) -> None:
+        self.routes, self.added = [SimpleNamespace(path="/", dependencies=[]), *routes], dict[str, Any]()
+
+    def add_api_route(self, path: str, endpoint: Any, **named: Any) -> None:
+        self.added[path] = (endpoint, named)
+
+
+def test_the_route_is_behind_the_host_s_own_switch_and_authentication(script: Any) -> None:
+    without = App()
+    heard(script, "app_started", None, without)
+    assert without.added == {}
+    app = App(SimpleNamespace(path="/sdapi/v1/img2img", dependencies=["who are you"]))
+    heard(script, "app_started", None, app)
+    _, named = app.added["/ldznet/segment"]
+    assert named == {"methods": ["POST"], "dependencies": ["who are you"]}
+
+
+def test_the_route_s_errors_are_the_caller_s(script: Any) -> None:
+    app = App(SimpleNamespace(path="/sdapi/v1/img2img", dependencies=[]))
+
+    def serve(body: Any) -> Any:
+        raise ValueError(f"Expected less, got {body}.")
+
+    script.routes.add(app, serve)
+    with pytest.raises(Refused) as caught:
+        app.added["/ldznet/segment"][0]({"a": 1})
+    assert (caught.value.status_code, caught.value.detail) == (422, "Expected less, got {'a': 1}.")

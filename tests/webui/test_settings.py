@@ -86,3 +86,12 @@ def test_it_imports_nothing_but_the_standard_library() -> None:
 
 def test_ways_to_refine_are_the_library_s() -> None:
     assert module.REFINES == shaping.REFINES
+
+
+def test_some_fields_of_the_arguments_are_changed() -> None:
+    given = list(dataclasses.astuple(CHANGED))
+    assert Settings.of(module.changed(given, {"grow": 9})) == dataclasses.replace(CHANGED, grow=9)
+    assert Settings.of(module.changed([], {"phrases": "a dog"})) == Settings(enabled=True, phrases="a dog")
+    assert Settings.of(module.changed([False, "a dog"], {"grow": 9})) == Settings(phrases="a dog", grow=9)
+    assert module.changed([{"phrases": "a dog"}, 1], {"grow": 9}) == [{"phrases": "a dog", "grow": 9}, 1]
+    assert module.changed([True, "a dog"], {}) == [True, "a dog"]

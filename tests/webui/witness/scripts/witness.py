@@ -9,9 +9,10 @@ COUNTED = {"model": None, "passes": 0}
 
 
 def unet_of(model):
-    """The loaded UNet, of A1111 or of a Forge."""
+    """The loaded UNet, of A1111 or of a Forge; None before a Forge has loaded one."""
     parts = getattr(model, "forge_objects", None)
-    return (parts.unet.model if parts is not None else model.model).diffusion_model
+    inner = parts.unet.model if parts is not None else getattr(model, "model", None)
+    return getattr(inner, "diffusion_model", None)
 
 
 def counted(*_):
@@ -20,9 +21,9 @@ def counted(*_):
 
 
 def tell():
-    """Passes since the first call, hooks on all modules alive, bytes of all tensors alive, and of the process."""
+    """Passes since the first call with a model, hooks on all modules alive, bytes of all tensors alive, and of the process."""
     unet = unet_of(shared.sd_model)
-    if COUNTED["model"] != id(unet):
+    if unet is not None and COUNTED["model"] != id(unet):
         unet.register_forward_pre_hook(counted)
         COUNTED["model"] = id(unet)
     gc.collect()
