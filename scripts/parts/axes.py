@@ -32,7 +32,8 @@ def axis(plot, settings, name, head_names):
             if name == "head" and value not in head_names():
                 raise ValueError(f"Expected a head among {', '.join(head_names())}, got {value}.")
 
-    kind = plot.AxisOptionImg2Img if name == "phrases" else plot.AxisOption
+    kinds = {type(option).__name__: type(option) for option in plot.axis_options}  # the hosts import them, or do not
+    kind = kinds["AxisOptionImg2Img" if name == "phrases" else "AxisOption"]
     return kind(PREFIX + name, AXES[name], apply, confirm=confirm)
 
 

@@ -60,7 +60,10 @@ def picture(seed: int = 0) -> Image.Image:
 class Webui:
     """A host that answers."""
 
-    def __init__(self, folder: Path, python: str, work: Path, *, page: bool = False, extension: bool = True) -> None:
+    def __init__(
+        self, folder: Path, python: str, work: Path, *more: str, page: bool = False, extension: bool = True
+    ) -> None:
+        """`more` flags; `page` beside the API; without the `extension` too."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -69,7 +72,8 @@ class Webui:
         self._fill(extension)
         flags = [*FLAGS, "--port", str(self.port), "--data-dir", str(self.data), "--models-dir", str(folder / "models")]
         flags += ["--gradio-allowed-path", str(folder)]
-        flags += [*([] if page else ["--nowebui"]), *shlex.split(os.environ.get("WEBUI_FLAGS", ""))]
+        flags += [*([] if page else ["--nowebui"]), *shlex.split(os.environ.get("WEBUI_FLAGS", "")), *more]
+        self.headers = {"Content-Type": "application/json"}
         with self.log.open("w") as out:
             command = [python, "launch.py", *flags]
             self.process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=subprocess.STDOUT)
@@ -94,20 +98,29 @@ class Webui:
 
     def img2img(self, settings: Any = None, **changed: Any) -> tuple[list[np.ndarray], str]:
         """The pictures and the first one's infotext; `settings` are the section's arguments, None for none."""
+        answer = self.answer(settings, **changed)
+        return [decoded(image) for image in answer["images"]], json.loads(answer["info"])["infotexts"][0]
+
+    def answer(self, settings: Any = None, **changed: Any) -> Any:
+        """What img2img's API answers."""
         body = {**BASE, "init_images": [encoded(picture())], **changed}
         if settings is not None:
             body["alwayson_scripts"] = {TITLE: {"args": settings if isinstance(settings, list) else [settings]}}
-        answer = self.post("/sdapi/v1/img2img", body)
-        return [decoded(image) for image in answer["images"]], json.loads(answer["info"])["infotexts"][0]
+        return self.post("/sdapi/v1/img2img", body)
+
+    def txt2img(self) -> list[np.ndarray]:
+        """The pictures of the same settings."""
+        return [decoded(image) for image in self.post("/sdapi/v1/txt2img", BASE)["images"]]
 
     def post(self, path: str, body: Any) -> Any:
         data = json.dumps(body).encode()
-        request = urllib.request.Request(self.address + path, data, {"Content-Type": "application/json"})
+        request = urllib.request.Request(self.address + path, data, self.headers)
         with urllib.request.urlopen(request, timeout=500) as answer:
             return json.load(answer)
 
     def get(self, path: str) -> Any:
-        with urllib.request.urlopen(self.address + path, timeout=60) as answer:
+        request = urllib.request.Request(self.address + path, headers=self.headers)
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)
 
     def witness(self) -> dict[str, int]:

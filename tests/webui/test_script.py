@@ -217,7 +217,7 @@ class Plot:
     """The host's module of the X/Y/Z plot, as far as axes are added to it."""
 
     def __init__(self) -> None:
-        self.axis_options = [SimpleNamespace(label="Nothing")]
+        self.axis_options = [kind("Nothing", str, None, None) for kind in (self.AxisOption, self.AxisOptionImg2Img)]
 
     class AxisOption:
         def __init__(self, label: str, type: Any, apply: Any, confirm: Any) -> None:
@@ -234,8 +234,9 @@ def test_axes_change_the_arguments_of_their_picture(script: Any) -> None:
     ]
     for _ in range(2):
         heard(script, "before_ui")
-    axes = {option.label: option for option in plot.axis_options[1:]}
+    axes = {option.label: option for option in plot.axis_options[2:]}
     assert list(axes) == ["[LD-ZNet] phrases", "[LD-ZNet] head", "[LD-ZNet] threshold", "[LD-ZNet] grow"]
+    assert type(axes["[LD-ZNet] phrases"]) is Plot.AxisOptionImg2Img
     assert type(axes["[LD-ZNet] threshold"]) is Plot.AxisOption  # the host shows those of this very class in both tabs
     p = SimpleNamespace()
     axes["[LD-ZNet] phrases"].apply(p, r"a dog\nthe sky", [])

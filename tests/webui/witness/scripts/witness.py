@@ -21,7 +21,7 @@ def counted(*_):
 
 
 def tell():
-    """Passes since the first call with a model, hooks on all modules alive, bytes of all tensors alive, and of the process."""
+    """Passes since the first call with a model; hooks on all modules, bytes of all tensors, bytes of the process."""
     unet = unet_of(shared.sd_model)
     if unet is not None and COUNTED["model"] != id(unet):
         unet.register_forward_pre_hook(counted)
