@@ -105,6 +105,8 @@ class Capture:
     that was cancelled.
     """
 
+    head: Any = None  # that a host made the capture for, kept for whoever reads it without one of their own
+
     def __init__(self, model: Any, blocks: Sequence[str], timestep: int) -> None:
         self.model, self.blocks, self.timestep = model, tuple(blocks), timestep
         self.done: dict[Any, Run] = {}

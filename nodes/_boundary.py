@@ -11,12 +11,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..ldznet.errors import InputError, LDZNetError
+from ..ldznet.images import resize
 from ..ldznet.segmentation import Segmentation
-from ..ldznet.shapes import PIXELS_PER_LATENT, Float, Size
+from ..ldznet.shapes import PIXELS_PER_LATENT, Float, Size, UInt8
+
+PREVIEW = 512  # pixels of the longer side of what a node shows, and of the picture that a segmentation keeps
+GREY = 0.5  # of the picture where none is known
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class Segmented:
     offset: Size = (0, 0)
     notes: tuple[str, ...] = ()  # how it was made, where that is to be said
     threshold: float = 0.5  # of the node that segmented: what the nodes after it follow unless they have their own
+    picture: UInt8[Tensor, "b 3 h w"] | None = None  # `small`, of what was segmented: to be seen below the masks
 
     def remarks(self) -> list[str]:
         """What is to be said beside scores and areas: below the report, and below the legend of a preview."""
@@ -39,6 +45,13 @@ class Segmented:
     def threshold_or(self, own: float) -> float:
         """`own`, what another node's threshold says; where that is below 0, this segmentation's."""
         return self.threshold if own < 0 else own
+
+    def pictures(self, most: int | None = None) -> Float[Tensor, "b 3 h w"]:
+        """What was segmented, in [0, 1] at `size` or with a longer side of `most` pixels; grey where it is not kept."""
+        count, size = self.result.logits.shape[0], self.size if most is None else within(self.size, most)
+        if self.picture is None:
+            return torch.full((count, 3, *size), GREY, dtype=torch.float32, device="cpu")
+        return resize(self.picture.float() / 255, size).clamp(0, 1).expand(count, -1, -1, -1)
 
     def select(self, phrases: list[int]) -> Segmented:
         """The same of some of the phrases."""
@@ -104,6 +117,20 @@ def guide_of(image: Float[Tensor, "b h w c"]) -> Float[Tensor, "b 3 h w"]:
 def image_of(pictures: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b h w 3"]:
     """An IMAGE of RGB in [0, 1]."""
     return pictures.movedim(1, -1).contiguous()
+
+
+def within(size: Size, most: int) -> Size:
+    """`size` (height, width), scaled down where its longer side has more than `most` pixels."""
+    scale = min(1, most / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def small(pictures: Float[Tensor, "b 3 h w"] | None) -> UInt8[Tensor, "b 3 H W"] | None:
+    """RGB in [0, 1] for `Segmented.picture`: bytes on the CPU, at most `PREVIEW` pixels high and wide."""
+    if pictures is None:
+        return None
+    reduced = resize(pictures, within((pictures.shape[2], pictures.shape[3]), PREVIEW))
+    return (reduced.clamp(0, 1) * 255).round().to("cpu", torch.uint8)
 
 
 def vae_latents_of(latent: Any) -> Float[Tensor, "b 4 h w"]:

@@ -54,6 +54,11 @@ def text_input() -> Any:
     )
 
 
+def head_input(tooltip: str, raw: dict[str, bool] | None = None) -> Any:
+    """What turns features into masks; unconnected it is the attention of the model, with nothing to load."""
+    return HeadType.Input("head", optional=True, extra_dict=raw, tooltip=f"{tooltip} Unconnected: attention.")
+
+
 def threshold_input() -> Any:
     """On probabilities, of a node that segments: what nodes after it follow."""
     return io.Float.Input(

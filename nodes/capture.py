@@ -12,7 +12,7 @@ from ..ldznet.capture import ATTENTION, AttentionCapture, Capture
 from ..ldznet.hosts.comfyui_capture import Seen, require_blocks, run_of, taps_of, words_of
 from ..ldznet.predictor import Predictor
 from ..ldznet.shapes import Float
-from ._boundary import Segmented, frame, require_latents, socket, vae_latents_of
+from ._boundary import Segmented, frame, require_latents, small, socket, vae_latents_of
 from ._phrases import read_phrases
 from ._schema import (
     CATEGORY,
@@ -22,6 +22,7 @@ from ._schema import (
     CaptureType,
     HeadType,
     SegmentationType,
+    head_input,
     schema,
     segment_outputs,
     text_input,
@@ -49,7 +50,7 @@ class CaptureWhileSampling(io.ComfyNode):
                     tooltip="The model that the sampler would get: SD 1.x, or with the head attention also SD 2.x and "
                     "SDXL.",
                 ),
-                HeadType.Input("head", tooltip="Says which blocks are captured, and at which step."),
+                head_input("Says which blocks are captured, and at which step."),
             ],
             outputs=[
                 io.Model.Output(
@@ -60,16 +61,19 @@ class CaptureWhileSampling(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, head: Any) -> Any:
+    def execute(cls, model: Any, head: Any = None) -> Any:
         """A clone of the model that captures, and the capture that its samplers will fill. The given model stays as
         it is."""
         from ..ldznet.hosts import comfyui
 
+        head = head or comfyui.attention_head(model)
         with socket("head"):
             host = comfyui.ComfyHost(model)
             config = Predictor(host, head.running()).config  # raises if the head does not fit
         require_latents(head)
-        return io.NodeOutput(*comfyui.capturing(host, config))
+        captured_model, capture = comfyui.capturing(host, config)
+        capture.head = head
+        return io.NodeOutput(captured_model, capture)
 
 
 def captured_inputs(raw: dict[str, bool] | None = None) -> list[Any]:
@@ -78,12 +82,11 @@ def captured_inputs(raw: dict[str, bool] | None = None) -> list[Any]:
         io.Latent.Input("latent", extra_dict=raw, tooltip="As the sampler with the captured model gave it."),
         CaptureType.Input("capture", extra_dict=raw, tooltip="From the Capture While Sampling of that sampler."),
         io.Clip.Input("clip", extra_dict=raw, tooltip="The model's text encoder. Its last layer is used."),
-        HeadType.Input("head", extra_dict=raw, tooltip="The head that Capture While Sampling has."),
     ]
 
 
-def prompt_input(raw: dict[str, bool] | None = None) -> Any:
-    """The prompt that was sampled with, for the attention head."""
+def later_inputs(raw: dict[str, bool] | None = None) -> list[Any]:
+    """The prompt that was sampled with, for the attention head, and the head."""
     prompt = io.String.Input(
         "prompt",
         optional=True,
@@ -93,7 +96,8 @@ def prompt_input(raw: dict[str, bool] | None = None) -> Any:
         "stand in it are read from the sampling itself; all others take one pass of the UNet.",
     )
     prompt.extra_dict = raw or {}  # an argument of inputs without a widget alone in ComfyUI 0.3.64
-    return prompt
+    tooltip = "The head that Capture While Sampling has. Unconnected: that one."
+    return [prompt, HeadType.Input("head", optional=True, extra_dict=raw, tooltip=tooltip)]
 
 
 class SegmentCaptured(io.ComfyNode):
@@ -108,20 +112,20 @@ class SegmentCaptured(io.ComfyNode):
             category=CATEGORY,
             description="As Segment by Text, from the features that Capture While Sampling kept.",
             search_aliases=MASK_BY_TEXT,
-            inputs=[*captured_inputs(RAW), text_input(), threshold_input(), prompt_input(RAW)],
+            inputs=[*captured_inputs(RAW), text_input(), threshold_input(), *later_inputs(RAW)],
             outputs=segment_outputs(),
             enable_expand=True,
+            is_output_node=True,
         )
 
     @classmethod
     def execute(
-        cls, latent: Any, capture: Any, clip: Any, head: Any, text: str, threshold: float, prompt: Any = None
+        cls, latent: Any, capture: Any, clip: Any, text: str, threshold: float, prompt: Any = None, head: Any = None
     ) -> Any:
         """The two inner nodes that do the work. What is linked comes as links, and goes on as links."""
         read_phrases(text)
-        links = {"latent": latent, "capture": capture, "clip": clip, "head": head}
-        if prompt is not None:
-            links["prompt"] = prompt
+        links = {"latent": latent, "capture": capture, "clip": clip, "prompt": prompt, "head": head}
+        links = {name: link for name, link in links.items() if link is not None}
         return expanded("LDZNetInnerCaptured", {**links, "text": text}, threshold)
 
 
@@ -137,7 +141,7 @@ class InnerCaptured(io.ComfyNode):
             category=INNER,
             description="What Segment Captured expands to. Use that node.",
             is_dev_only=True,
-            inputs=[*captured_inputs(), text_input(), prompt_input()],
+            inputs=[*captured_inputs(), text_input(), *later_inputs()],
             outputs=[
                 SegmentationType.Output(
                     "segmentation", display_name="segmentation", tooltip="The soft maps and scores of every phrase."
@@ -146,11 +150,13 @@ class InnerCaptured(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, latent: Any, capture: Capture, clip: Any, head: Any, text: str, prompt: str | None = None) -> Any:
+    def execute(
+        cls, latent: Any, capture: Capture, clip: Any, text: str, prompt: str | None = None, head: Any = None
+    ) -> Any:
         """The soft maps, remembered by the run, the CLIP and the texts that they were made of."""
         from ..ldznet.hosts import comfyui
 
-        samples = vae_latents_of(latent)
+        samples, head = vae_latents_of(latent), head or capture.head
         require_latents(head)
         require_blocks(capture, [ATTENTION] if head.reads_attention else list(head.config.tap_specs))
         run = run_of(capture, samples)
@@ -177,9 +183,11 @@ def captured_maps(
     from ..ldznet.hosts import comfyui
 
     host: Any = predictor.host
+    latents = comfyui.model_space(host.model, vae_latents)
     with socket("latent"):
-        predictor.set_latents(comfyui.model_space(host.model, vae_latents), captured=seen.captured)
+        predictor.set_latents(latents, captured=seen.captured)
     with socket("text"):
         result = predictor.predict(phrases)
     _, size, offset = frame(vae_latents, None)
-    return Segmented(at_rest(result, comfyui.outputs_device()), size, offset, tuple(seen.notes))
+    picture = small(comfyui.colours_of(host.model, latents))
+    return Segmented(at_rest(result, comfyui.outputs_device()), size, offset, tuple(seen.notes), picture=picture)

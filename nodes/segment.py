@@ -13,17 +13,18 @@ from ..ldznet.errors import InputError
 from ..ldznet.predictor import RESOLUTIONS, Predictor
 from ..ldznet.segmentation import Segmentation
 from ..ldznet.shapes import Float
-from ._boundary import Segmented, frame, guide_of, mask_of, require_latents, socket, vae_latents_of
+from ._boundary import PREVIEW, Segmented, frame, guide_of, mask_of, require_latents, small, socket, vae_latents_of
 from ._phrases import read_phrases
+from ._showing import OPACITY, show
 from ._schema import (
     CATEGORY,
     FOLLOW,
     INNER,
     MASK_BY_TEXT,
     RAW,
-    HeadType,
     MasksType,
     SegmentationType,
+    head_input,
     schema,
     segment_outputs,
     text_input,
@@ -32,7 +33,7 @@ from ._schema import (
 
 
 def model_inputs(raw: dict[str, bool] | None = None) -> list[Any]:
-    """MODEL, CLIP and head."""
+    """MODEL and CLIP."""
     return [
         io.Model.Input(
             "model",
@@ -41,7 +42,6 @@ def model_inputs(raw: dict[str, bool] | None = None) -> list[Any]:
             "the head attention also SD 2.x and SDXL. LoRAs are kept.",
         ),
         io.Clip.Input("clip", extra_dict=raw, tooltip="The model's text encoder. Its last layer is used."),
-        HeadType.Input("head", extra_dict=raw, tooltip="From Load LD-ZNet Head; it must fit the model."),
     ]
 
 
@@ -73,7 +73,7 @@ def setting_inputs() -> list[Any]:
 
 
 def picture_inputs(raw: dict[str, bool] | None = None) -> list[Any]:
-    """What to segment."""
+    """What to segment, and what with."""
     return [
         io.Latent.Input(
             "latent", optional=True, extra_dict=raw, tooltip="From a KSampler or VAE Encode; the VAE is not touched."
@@ -85,6 +85,7 @@ def picture_inputs(raw: dict[str, bool] | None = None) -> list[Any]:
             tooltip="With vae: what to segment. With latent: gives the mask's size alone.",
         ),
         io.Vae.Input("vae", optional=True, extra_dict=raw, tooltip="Needed with an image and no latent."),
+        head_input("From Load LD-ZNet Head; it must fit the model.", raw),
     ]
 
 
@@ -103,6 +104,7 @@ class SegmentByText(io.ComfyNode):
             inputs=[*model_inputs(RAW), text_input(), threshold_input(), *setting_inputs(), *picture_inputs(RAW)],
             outputs=segment_outputs(),
             enable_expand=True,
+            is_output_node=True,
         )
 
     @classmethod
@@ -110,7 +112,6 @@ class SegmentByText(io.ComfyNode):
         cls,
         model: Any,
         clip: Any,
-        head: Any,
         text: str,
         threshold: float,
         seed: int,
@@ -119,6 +120,7 @@ class SegmentByText(io.ComfyNode):
         latent: Any = None,
         image: Any = None,
         vae: Any = None,
+        head: Any = None,
     ) -> Any:
         """The two inner nodes that do the work. What is linked comes as links, and goes on as links."""
         read_phrases(text)
@@ -156,7 +158,6 @@ class InnerSegment(io.ComfyNode):
         cls,
         model: Any,
         clip: Any,
-        head: Any,
         text: str,
         seed: int,
         ensemble: int,
@@ -164,6 +165,7 @@ class InnerSegment(io.ComfyNode):
         latent: Any = None,
         image: Any = None,
         vae: Any = None,
+        head: Any = None,
     ) -> Any:
         """The soft maps, remembered by everything that they were made of."""
         from ..ldznet.hosts import comfyui
@@ -177,6 +179,7 @@ class InnerSegment(io.ComfyNode):
                 predictor = Predictor(host, head.running(), progress=comfyui.Progress(), **settings)
             return soft_maps(predictor, head, read_phrases(text), samples, image)
 
+        head = head or comfyui.attention_head(model)
         key = (text, *settings.values())
         return io.NodeOutput(head.memo.get([model, clip, vae, samples, image], key, make))
 
@@ -196,16 +199,19 @@ def soft_maps(
         require_latents(head, vae_latents)
         with socket("latent"):
             inner, size, offset = frame(vae_latents, image)
-            predictor.set_latents(comfyui.model_space(host.model, vae_latents), size=inner)
+            latents = comfyui.model_space(host.model, vae_latents)
+            predictor.set_latents(latents, size=inner)
+        picture = comfyui.colours_of(host.model, latents) if image is None else guide_of(image)
     else:
         require_picture(image, host.vae)
         assert image is not None
+        picture = guide_of(image)
         with socket("image"):
-            predictor.set_image(guide_of(image), value_range=(0, 1))
-            size, offset = (image.shape[1], image.shape[2]), (0, 0)
+            predictor.set_image(picture, value_range=(0, 1))
+        size, offset = (image.shape[1], image.shape[2]), (0, 0)
     with socket("text"):
         result = predictor.predict(phrases)
-    return Segmented(at_rest(result, comfyui.outputs_device()), size, offset)
+    return Segmented(at_rest(result, comfyui.outputs_device()), size, offset, picture=small(picture))
 
 
 class InnerMasks(io.ComfyNode):
@@ -221,6 +227,7 @@ class InnerMasks(io.ComfyNode):
             description="What Segment by Text expands to. Use that node, or Mask from Segmentation.",
             is_dev_only=True,
             is_input_list=True,
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             inputs=[
                 SegmentationType.Input("segmentation", tooltip="The soft maps and scores of every phrase."),
                 threshold_input(),
@@ -238,8 +245,10 @@ class InnerMasks(io.ComfyNode):
 
     @classmethod
     def execute(cls, segmentation: list[Segmented], threshold: list[float]) -> Any:
-        """Masks at the threshold, and what the report says of them. Inputs come as lists, so that a list of pictures
-        can be told from a batch."""
+        """Masks at the threshold, what the report says of them, and both in the node that was expanded. Inputs come as
+        lists, so that a list of pictures can be told from a batch."""
+        from ..ldznet.hosts.comfyui import raise_if_cancelled
+
         if len(segmentation) != 1:
             raise InputError(
                 f"Expected one batch, got a list of {len(segmentation)}. Make a batch of it first: Rebatch Latents or "
@@ -248,7 +257,10 @@ class InnerMasks(io.ComfyNode):
         following = dataclasses.replace(segmentation[0], threshold=segmentation[0].threshold_or(threshold[0]))
         masks = following.masks(FOLLOW)
         each, text = [mask_of(masks[:, i]) for i in range(masks.shape[1])], report(following, masks)
-        return io.NodeOutput(mask_of(masks.amax(dim=1)), each, bool(masks.any()), text, following)
+        shown = show(following, masks, following.pictures(most=PREVIEW), OPACITY, raise_if_cancelled)
+        return io.NodeOutput(
+            mask_of(masks.amax(dim=1)), each, bool(masks.any()), text, following, ui=shown.in_node(cls)
+        )
 
 
 def expanded(inner: str, inputs: dict[str, Any], threshold: float) -> Any:

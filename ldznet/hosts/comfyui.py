@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,7 +54,9 @@ __all__ = [
     "Head",
     "Progress",
     "RunningHead",
+    "attention_head",
     "capturing",
+    "colours_of",
     "model_space",
     "open_head",
     "raise_if_cancelled",
@@ -284,6 +287,16 @@ def open_head(source: str, name: str) -> Head:
     return Head(name, patcher(head, device))
 
 
+_WITHOUT_FILE: weakref.WeakKeyDictionary[Any, Head] = weakref.WeakKeyDictionary()
+
+
+def attention_head(model: Any) -> Head:
+    """The head that needs no file, one for each MODEL: what its memo holds goes with that."""
+    if model not in _WITHOUT_FILE:
+        _WITHOUT_FILE[model] = open_head("attention", "attention")
+    return _WITHOUT_FILE[model]
+
+
 class Progress:
     """Counts chunks into ComfyUI's progress bar, and raises where the user has cancelled."""
 
@@ -309,6 +322,19 @@ def outputs_device() -> torch.device:
 def model_space(model: Any, vae_latents: Float[Tensor, "b 4 h w"]) -> Float[Tensor, "b 4 h w"]:
     """`latents` of ComfyUI's LATENT, which is before the scale factor."""
     return model.model.process_latent_in(vae_latents)
+
+
+def colours_of(model: Any, latents: Float[Tensor, "b 4 h w"]) -> Float[Tensor, "b 3 h w"] | None:
+    """RGB in [0, 1] of model-space latents, a pixel each, as ComfyUI's previews without a decoder have them: a linear
+    map that each latent format brings. None for a format without one."""
+    latent_format = model.model.latent_format
+    factors = getattr(latent_format, "latent_rgb_factors", None)
+    if factors is None:
+        return None
+    bias = getattr(latent_format, "latent_rgb_factors_bias", None) or [0.0] * 3
+    matrix, shift = (torch.tensor(part, dtype=torch.float32, device=latents.device) for part in (factors, bias))
+    pixels = torch.einsum("bchw,cd->bdhw", latents.float(), matrix) + shift[:, None, None]
+    return ((pixels + 1) / 2).clamp(0, 1)
 
 
 def latent_channels(model: Any) -> int:

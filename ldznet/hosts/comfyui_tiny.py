@@ -32,6 +32,15 @@ SHELL = {  # the smallest first stage that ComfyUI's VAE builds itself; the tiny
 }
 
 
+LATENT_COLOURS = [  # RGB in [-1, 1] of model-space latents, by channel: least squares over encoded scenes
+    [0.2383, 0.1461, 0.1409],
+    [0.3112, 0.2615, 0.0592],
+    [-0.0121, 0.0144, -0.3051],
+    [-0.1265, 0.2094, 0.1417],
+]
+LATENT_BIAS = [0.1310, 0.1320, 0.1195]
+
+
 def unet_config() -> dict[str, Any]:
     """ComfyUI's configuration of SD 1.5's UNet, at the tiny world's widths."""
     tiny = world.UNET

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import comfy.latent_formats
 import comfy.model_management as memory
 import comfy.model_patcher
 import comfy.sd
@@ -28,8 +29,18 @@ def tiny_models() -> tuple[Any, Any, Any]:
     return _tiny_model(models), _tiny_clip(models), _TinyComfyVAE(models.vae)
 
 
+class TinyLatents(comfy.latent_formats.SD15):
+    """SD 1.5's scale, with the colours that the tiny VAE's latents have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latent_rgb_factors, self.latent_rgb_factors_bias = parts.LATENT_COLOURS, parts.LATENT_BIAS
+
+
 class TinySD15(comfy.supported_models.SD15):
     """SD 1.5 at the tiny world's widths."""
+
+    latent_format = TinyLatents
 
     def __init__(self) -> None:
         super().__init__({})

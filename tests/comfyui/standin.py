@@ -96,7 +96,7 @@ def install() -> None:
     io = types.SimpleNamespace(**{kind: _Type(kind.upper()) for kind in ["Model", "Clip", "Vae", *shown]})
     vars(io).update({kind: _Type(kind.upper(), _Widget) for kind in basic})
     io.BoundingBox, io.Custom, io.Schema, io.ComfyNode = _Type("BOUNDING_BOX"), _Type, Schema, ComfyNode
-    io.Hidden, io.NodeOutput = enum.Enum("Hidden", ["prompt", "extra_pnginfo"]), NodeOutput
+    io.Hidden, io.NodeOutput = enum.Enum("Hidden", ["prompt", "extra_pnginfo", "dynprompt", "unique_id"]), NodeOutput
     latest = types.ModuleType("comfy_api.latest")
     latest.io, latest.ui, latest.ComfyExtension = io, types.SimpleNamespace(PreviewImage=PreviewImage), object
     paths = types.ModuleType("folder_paths")

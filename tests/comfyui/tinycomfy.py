@@ -83,10 +83,9 @@ class ModelSampling:
 class BaseModel(nn.Module):
     """A UNet that predicts the noise, with its schedule."""
 
-    latent_format = SimpleNamespace(latent_channels=4)
-
     def __init__(self, config: Any) -> None:
         super().__init__()
+        self.latent_format = config.latent_format()
         self.model_config, self.model_sampling = config, ModelSampling()
         self.diffusion_model = UNetModel(config.unet_config).eval().requires_grad_(False)
 
@@ -127,6 +126,13 @@ class ModelPatcher:
 
     def add_wrapper_with_key(self, kind: Any, key: str, wrapper: Any) -> None:
         self.wrappers.setdefault(kind, []).append(wrapper)
+
+
+class SD15Latents:
+    """A latent format without colours of its own."""
+
+    latent_channels = 4
+    latent_rgb_factors = latent_rgb_factors_bias = None
 
 
 class SD15:
@@ -340,6 +346,7 @@ def modules() -> dict[str, ModuleType]:
     for name in ("comfy", "comfy.ldm", "comfy.ldm.models", "comfy_execution"):
         module(name)
     module("comfy.ops", manual_cast=nn)
+    module("comfy.latent_formats", SD15=SD15Latents)
     module("comfy.utils", ProgressBar=ProgressBar)
     module("comfy.patcher_extension", WrappersMP=WRAPPED)
     module("comfy.model_patcher", ModelPatcher=ModelPatcher)

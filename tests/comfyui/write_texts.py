@@ -55,10 +55,13 @@ def names_of(node: Any) -> dict[str, list[str]]:
 
 
 def require_appended(before: dict[str, Any], after: dict[str, Any]) -> None:
-    """Nodes, inputs and outputs that saved workflows name must stay where they are."""
+    """Nodes, inputs and outputs that saved workflows name must stay where they are; what was required may become
+    optional."""
     for node_id, parts in before.items():
+        optional = after.get(node_id, {}).get("optional", [])
         for part, names in parts.items():
             now = after.get(node_id, {}).get(part, [])
+            names = [name for name in names if part != "required" or name not in optional]
             if now[: len(names)] != names:
                 sys.exit(f"Expected {node_id}'s {part} to begin with {names}, got {now}. Append only.")
 

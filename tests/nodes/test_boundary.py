@@ -129,17 +129,17 @@ def test_edges_are_refined_where_there_is_an_image(nodes: ModuleType, refine: st
 
 def test_legends_of_a_batch_fit_one_page(boundary: Any, nodes: ModuleType) -> None:
     """Lines that say more are wrapped to more of them; no page is cut off."""
-    preview = importlib.import_module(f"{nodes.__name__}.preview")
+    showing = importlib.import_module(f"{nodes.__name__}._showing")
     logits = torch.full((2, 2, 16, 16), 9.0)
     there = segmented(boundary, nodes, logits, (16, 16))
     result = dataclasses.replace(there.result, phrases=("a " + "very " * 20 + "red star", "b"))
     result.scores[1] = 0.1
-    lines = [preview.legend(boundary.Segmented(result, (16, 16)), i, torch.ones(2)) for i in range(2)]
+    lines = [showing.legend(boundary.Segmented(result, (16, 16)), i, torch.ones(2)) for i in range(2)]
     assert lines[0][1] == "b: found, 100.0 %, score 1.00"
     assert lines[1][1] == "b: not found, score 0.10"
-    pages = [preview.drawing.with_legend(torch.zeros(3, 16, 16), part) for part in (lines[0], lines[1][1:])]
+    pages = [showing.drawing.with_legend(torch.zeros(3, 16, 16), part) for part in (lines[0], lines[1][1:])]
     assert pages[0].shape[1] > pages[1].shape[1]
-    assert preview.stacked(pages).shape == (2, *pages[0].shape)
+    assert showing.stacked(pages).shape == (2, *pages[0].shape)
 
 
 class Call:

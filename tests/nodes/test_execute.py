@@ -22,6 +22,7 @@ from ldznet.tinyworld import scene
 PHRASES = ["a purple cup", "snow - a purple cup", "a fish"]
 SETTINGS = {"seed": 3, "ensemble": 1, "resolution": "head"}
 TINY, ATTENTION = "tiny (embedded)", "attention (no download)"
+NEEDED = ("model", "clip", "latent")  # links without which Segment by Text has nothing to do
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +129,44 @@ def test_segment_by_text_hands_links_on_as_links(nodes: ModuleType) -> None:
     for missing in ({"image": ["image", 0]}, {"vae": ["vae", 0]}, {}):
         with pytest.raises(ValueError, match=r"Expected .*, got n.*socket: (latent|vae)"):
             running.execute(nodes, "LDZNetSegment", **links(), **missing, text="grass", threshold=0.5, **SETTINGS)
+
+
+def test_without_a_head_the_attention_is_read(nodes: ModuleType, world: dict[str, Any], image: torch.Tensor) -> None:
+    """Nothing to load; and what was found is remembered with the MODEL, not with what the node expanded to."""
+    values = {**world, "latent": {"samples": latents_of(world, image)}}
+    given = {"text": "\n".join(PHRASES), "threshold": 0.5, **SETTINGS}
+    with_one, without = (
+        running.expand(nodes, "LDZNetSegment", values, **linked, **given)[2]
+        for linked in (links(ATTENTION, latent="latent"), {key: links(latent="latent")[key] for key in NEEDED})
+    )
+    assert torch.equal(without.result.logits, with_one.result.logits)
+    linked = {key: links(latent="latent")[key] for key in NEEDED}
+    again = running.expand(nodes, "LDZNetSegment", values, **linked, **{**given, "threshold": 0.2})[2]
+    assert again.result is without.result
+
+
+@pytest.mark.parametrize("source", ["latent", "image"])
+def test_segment_by_text_shows_what_it_found(
+    nodes: ModuleType, world: dict[str, Any], image: torch.Tensor, source: str
+) -> None:
+    """The picture, or the latent's colours, below the masks; the legend in the page and as text."""
+    values = {**world, "latent": {"samples": latents_of(world, image)}, "image": image}
+    linked = links(**{source: source}) if source == "latent" else links(image="image", vae="vae")
+    outer = running.execute(nodes, "LDZNetSegment", **linked, text="snow", threshold=0.5, **SETTINGS)
+    features, masks = outer.expand.values()
+    made = {name: values[link[0]] for name, link in features["inputs"].items() if isinstance(link, list)}
+    found = running.execute(nodes, "LDZNetInnerSegment", **{**features["inputs"], **made})[0]
+    shown = running.execute(nodes, masks["class_type"], segmentation=[found], threshold=[0.5]).ui
+    assert shown["text"][1].startswith("snow: found, ")
+    below = found.pictures()
+    limit = 0.01 if source == "image" else 0.12  # a linear map of four channels is no decoder
+    assert (below - image.movedim(-1, 1)).abs().mean() < limit
+    page = shown["images"][1][:256, :256].movedim(-1, 0)[:, ::2, ::2]  # enlarged twice
+    outside = found.masks(0.5)[1, 0].bool().logical_not()
+    outside[1:] &= outside[:-1].clone()
+    changed = ((page - below[1]).abs().amax(0) > 0.02)[outside].float().mean()
+    assert changed < 0.2  # the outline alone
+    assert (page - below[1]).abs().amax(0)[~outside].mean() > 0.1
 
 
 def test_the_report_says_how_phrases_were_read(nodes: ModuleType, world: dict[str, Any], image: torch.Tensor) -> None:
