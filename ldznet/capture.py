@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .attention import AttentionConfig, CapturedAttention
+from .attention import AttentionConfig, CapturedAttention, CapturedTexts
 from .attention.config import blocks_at
 from .attention.prompts import Tokenize, spoken
 from .attention.reading import Attention, reading_attention
+from .clip_bpe import CONTEXT_LENGTH
 from .config import HeadConfig
 from .contracts import TapSpec
 from .errors import TapError
@@ -86,9 +87,10 @@ class Run:
             for block in blocks
         }
 
-    def text_of(self, context: Float[Tensor, "1 n d"]) -> Any:
-        """The key of the text that has this `context`, and whose attention was seen; None where there is none."""
-        return next((key for key, known in self.contexts.items() if key in self.means and same(context, known)), None)
+    def texts_of(self, prompts: Sequence[Typed]) -> dict[Any, dict[int, Typed]]:
+        """By the key of each text, those of `prompts` that it was made of, by the token at which each begins: one is
+        all of a text, or one of several that a host has put one after the other."""
+        return {key: places for key, known in self.contexts.items() if (places := _places(known, prompts))}
 
 
 class Typed(NamedTuple):
@@ -96,6 +98,7 @@ class Typed(NamedTuple):
 
     context: Float[Tensor, "1 n d"]
     ids: Sequence[int]
+    text: str = ""
 
 
 class Capture:
@@ -209,14 +212,21 @@ class AttentionCapture(Capture):
         grids = [tap_size(size, self.specs[block].stride) for block in self.self_blocks]
         return all(height * width <= self.config.most_positions for height, width in grids)
 
-    def of_prompt(
-        self, run: Run, prompt: Typed, phrases: Sequence[str], tokenize: Tokenize
-    ) -> CapturedAttention | None:
-        """What `run` shows of those of `phrases` that stand in `prompt`; None where it was not made with that text."""
-        key = run.text_of(prompt.context)
-        if key is None:
-            return None
-        return CapturedAttention(self.attention(run, key), spoken(prompt.ids, phrases, tokenize), run.size)
+    def of_prompts(
+        self, run: Run, prompts: Sequence[Typed], phrases: Sequence[str], tokenize: Tokenize
+    ) -> CapturedTexts | None:
+        """What `run` shows of those of `phrases` that stand in `prompts`; None where it was made with none of them.
+
+        A phrase that stands in several texts is read from the first.
+        """
+        parts: list[CapturedAttention] = []
+        left = list(phrases)
+        for key, places in run.texts_of(prompts).items():
+            if key in run.means:
+                prompt = spoken(_ids(places, run.contexts[key].shape[1]), left, tokenize)
+                parts.append(CapturedAttention(self.attention(run, key), prompt, run.size))
+                left = [phrase for phrase in left if phrase not in prompt.phrases]
+        return CapturedTexts(tuple(parts)) if parts else None
 
     def attention(self, run: Run, key: Any) -> Attention:
         """What a text was seen to attend to in each picture of the batch."""
@@ -237,6 +247,24 @@ def capture_for(config: HeadConfig | AttentionConfig, model: Any, specs: Mapping
 def same(samples: Tensor, known: Tensor) -> bool:
     """Equal in shape and in every value, as float32 on the CPU."""
     return samples.shape == known.shape and torch.equal(samples.float().cpu(), known.float().cpu())
+
+
+def _places(context: Float[Tensor, "1 n d"], prompts: Sequence[Typed]) -> dict[int, Typed]:
+    """Where in `context` those of `prompts` stand, whose contexts it holds."""
+    found: dict[int, Typed] = {}
+    for prompt in prompts:
+        for start in range(0, context.shape[1], CONTEXT_LENGTH):
+            if same(context[:, start : start + prompt.context.shape[1]], prompt.context):
+                found.setdefault(start, prompt)
+    return found
+
+
+def _ids(places: Mapping[int, Typed], length: int) -> list[int]:
+    """Token ids of a text of `length` positions that prompts in their `places` make up; -1 for none."""
+    ids = [-1] * length
+    for start, prompt in places.items():
+        ids[start : start + len(prompt.ids)] = prompt.ids
+    return ids
 
 
 def _folded(maps: Float[Tensor, "b n h w"], tokens: int) -> Float[Tensor, "b tokens h w"]:

@@ -11,6 +11,11 @@ from collections.abc import Iterator, Sequence
 
 from .phrases import ARTICLES, DASHES, ENDS, MARKUP, REST
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 EMBEDDING = re.compile(r"embedding:\S+|<[^<>]*>", re.IGNORECASE)
 CUTS = re.compile(rf"[,;:|!?\n]|\.(?=\s|$)|\b(?:BREAK|AND)\b|(?<!\S)[{DASHES}]+(?=\s)")
 MEDIA = """
@@ -19,14 +24,13 @@ picture portrait poster print render rendering scene screenshot shot sketch stic
 """
 MEDIUM = re.compile(rf"^.*?\b(?:{'|'.join(MEDIA.split())})\s+(?:of|showing|depicting)\s+", re.IGNORECASE)
 STILL = re.compile(r"^.*?\bstill life\s+(?:with|of)\s+", re.IGNORECASE)
-STYLES = frozenset(
+STYLES = _words(
     f"""{MEDIA} 3d abstract aesthetic aesthetics anime artstation baroque beautiful blur blurry bokeh brushstrokes cgi
-    cinematic clipart color colors colour colours composition contrast cyberpunk-style deco depth details detailed
-    deviantart dof dramatic engine engraving exposure focus fullbody grain hd hdr hyperrealistic illustrated impasto
-    intricate isometric kodak lighting lineart lowres macro masterpiece matte minimal minimalist moody nouveau octane
-    photorealistic pixel pixiv polaroid pov quality raw realism realistic resolution rococo score shadows sharp simple
-    style styled stylized symmetrical symmetry trending trends uhd ukiyo-e unreal vibrant viewer vintage-style vray
-    watercolor watercolour woodcut""".split()
+    cinematic clipart color colors colour colours composition contrast deco depth details detailed deviantart dof
+    dramatic engine engraving exposure focus fullbody grain hd hdr hyperrealistic illustrated impasto intricate isometric kodak
+    lighting lineart lowres macro masterpiece matte minimal minimalist moody nouveau octane photorealistic pixel pixiv
+    polaroid pov quality raw realistic resolution rococo score shadows sharp simple style styled stylized symmetrical
+    symmetry trending trends uhd ukiyo-e unreal vibrant viewer vray watercolor watercolour woodcut"""
 )
 NUMBERED = re.compile(r"\d+(?:k|mm|fps)|f/?\d[\d.]*|score_\d\S*|.+ism|.+-style", re.IGNORECASE)
 PHRASES_OF_STYLE = re.compile(
@@ -34,32 +38,36 @@ PHRASES_OF_STYLE = re.compile(
     r"studio ghibli|ray tracing|safe|nsfw|solo)$",
     re.IGNORECASE,
 )
-NOWHERE = frozenset("background distance foreground front frame middle center centre camera viewer style shape".split())
-TIMES = frozenset("autumn dawn day daytime dusk evening fall midnight morning night noon spring summer sunrise sunset "
-                  "twilight winter".split())
-PREPOSITIONS = frozenset(
+NOWHERE = _words("background distance foreground front frame middle center centre camera viewer style shape")
+TIMES = _words(
+    """autumn dawn day daytime dusk evening fall midnight morning night noon spring summer sunrise sunset twilight
+    winter"""
+)
+TIMED = _words("at by during in")  # before a time of the day or year
+PREPOSITIONS = _words(
     """about above across after against along alongside amid among around at atop before behind below beneath beside
     besides between beyond by down during for from in inside into near off on onto opposite out outside over past
-    through throughout to toward towards under underneath up upon via while with within""".split()
+    through throughout to toward towards under underneath up upon via while with within"""
 )
-TIMED = frozenset(("at", "by", "during", "in"))  # before a time of the day or year
-CONJUNCTIONS = frozenset("and or but as like that which who whose where when then while plus is are was were has have "
-                         "having made worn lit seen".split())
-WITHOUT = frozenset(("without", "no", "not"))
-OWNERS = frozenset((*ARTICLES, *"his her its their my your our this that these those some each every all both".split()))
+CONJUNCTIONS = _words(
+    """and or but as like that which who whose where when then while plus is are was were has have having made worn lit
+    seen"""
+)
+WITHOUT = _words("without no not")
+OWNERS = _words(f"{' '.join(ARTICLES)} his her its their my your our this that these those some each every all both")
 COMPOUND = re.compile(
     r"\b(?:in the (?:shape|style|form|middle|center|centre) of|in front of|on top of|on the (?:edge|side|left|right) of"
     r"|next to|close to|full of|made of|made out of|instead of|because of|out of|inside of|outside of)\b",
     re.IGNORECASE,
 )
-NOUNS_IN_ING = frozenset(
+NOUNS_IN_ING = _words(
     """awning being building ceiling clothing dressing duckling dumpling earring evening icing king lightning morning
     nothing offspring painting railing ring seedling sibling sling something spring string swing thing viking wedding
-    wing""".split()
+    wing"""
 )
-PLAIN = frozenset(  # adjectives after which a word in -ing is one too: "a big glowing orb"
+PLAIN = _words(  # adjectives after which a word in -ing is one too: "a big glowing orb"
     """big black blue bright brown dark giant golden green grey gray huge large little long old orange pink purple red
-    short silver small tall tiny white yellow young""".split()
+    short silver small tall tiny white yellow young"""
 )
 
 

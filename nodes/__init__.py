@@ -23,6 +23,7 @@ NODES: dict[str, str] = {  # node id → module and class
     "LDZNetInnerSegment": "segment.InnerSegment",
     "LDZNetInnerMasks": "segment.InnerMasks",
     "LDZNetInnerCaptured": "capture.InnerCaptured",
+    "LDZNetInnerPrompt": "prompts.InnerPrompt",
 }
 
 

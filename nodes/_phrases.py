@@ -9,10 +9,15 @@ from ._boundary import socket
 ARROW = "=>"
 
 
-def read_lines(text: str, name: str = "text") -> list[str]:
-    """The lines of `text` without blank ones and # comments, in order. Raises InputError where none is left."""
+def lines_of(text: str) -> list[str]:
+    """The lines of `text` without blank ones and # comments, in order."""
     lines = [line.strip() for line in text.splitlines()]
-    lines = [line for line in lines if line and not line.startswith("#")]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def read_lines(text: str, name: str = "text") -> list[str]:
+    """As `lines_of`; raises InputError where there is none."""
+    lines = lines_of(text)
     if not lines:
         raise InputError(f"Expected at least one line, got none. Write one phrase a line. (socket: {name})")
     return lines
@@ -39,7 +44,7 @@ def read_regions(text: str) -> list[tuple[str, str]]:
 
 def pick(wanted: str, phrases: tuple[str, ...], name: str = "phrases") -> list[int]:
     """Indices into `phrases` of lines that name them, or give their number from 1; all of them for an empty text."""
-    lines = [line.strip() for line in wanted.splitlines() if line.strip() and not line.strip().startswith("#")]
+    lines = lines_of(wanted)
     if not lines:
         return list(range(len(phrases)))
     found = []

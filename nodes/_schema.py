@@ -14,6 +14,7 @@ INNER = "LD-ZNet/inner"  # of the nodes that others expand to
 HeadType = io.Custom("LDZNET_HEAD")
 SegmentationType = io.Custom("LDZNET_SEGMENTATION")
 CaptureType = io.Custom("LDZNET_CAPTURE")
+PromptsType = io.Custom("LDZNET_PROMPTS")
 MasksType = io.Custom("LDZNET_MASKS")
 BoxType = getattr(io, "BoundingBox", None) or io.Custom("BOUNDING_BOX")
 
@@ -41,16 +42,17 @@ def schema(**fields: Any) -> Any:
     return io.Schema(**{name: value for name, value in fields.items() if name in known})
 
 
-def text_input() -> Any:
-    """The phrases, one a line."""
+def text_input(empty: str = "") -> Any:
+    """The phrases, one a line; `empty` says what none at all means."""
     return io.String.Input(
         "text",
         multiline=True,
         default="",
-        placeholder="a red star\ngrass - the star\n# one phrase a line",
+        placeholder=empty or "a red star\ngrass - the star\n# one phrase a line",
         dynamic_prompts=False,
         tooltip='What to find: one phrase a line. "a - b" leaves b out of a, "a | b" is either, "everything - a" the '
-        'inverse, "background" what no other line covers. Lines that begin with # are comments.',
+        'inverse, "background" what no other line covers. Lines that begin with # are comments.'
+        + (f" Empty: {empty}." if empty else ""),
     )
 
 

@@ -8,12 +8,21 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..ldznet.capture import ATTENTION, AttentionCapture, Capture
-from ..ldznet.hosts.comfyui_capture import Seen, require_blocks, run_of, taps_of, words_of
+from ..ldznet.capture import ATTENTION, AttentionCapture, Capture, Typed
+from ..ldznet.hosts.comfyui_capture import (
+    Seen,
+    every_phrase,
+    quoted,
+    require_blocks,
+    run_of,
+    said_in,
+    taps_of,
+    words_of,
+)
 from ..ldznet.predictor import Predictor
 from ..ldznet.shapes import Float
 from ._boundary import Segmented, frame, require_latents, small, socket, vae_latents_of
-from ._phrases import read_phrases
+from ._phrases import lines_of, read_phrases
 from ._schema import (
     CATEGORY,
     INNER,
@@ -21,6 +30,7 @@ from ._schema import (
     RAW,
     CaptureType,
     HeadType,
+    PromptsType,
     SegmentationType,
     head_input,
     schema,
@@ -28,7 +38,10 @@ from ._schema import (
     text_input,
     threshold_input,
 )
+from .prompts import prompts_in
 from .segment import at_rest, expanded
+
+EMPTY = "every phrase of the prompt"
 
 
 class CaptureWhileSampling(io.ComfyNode):
@@ -92,8 +105,9 @@ def later_inputs(raw: dict[str, bool] | None = None) -> list[Any]:
         optional=True,
         force_input=True,
         dynamic_prompts=False,
-        tooltip="For the head attention: the very text that the positive CLIP Text Encode got. Phrases whose words "
-        "stand in it are read from the sampling itself; all others take one pass of the UNet.",
+        tooltip="The very text that the positive CLIP Text Encode got, where the graph does not show it: unconnected, "
+        "it is found by itself. With the head attention, phrases whose words stand in it are read from the sampling "
+        "itself; all others take one pass of the UNet.",
     )
     prompt.extra_dict = raw or {}  # an argument of inputs without a widget alone in ComfyUI 0.3.64
     tooltip = "The head that Capture While Sampling has. Unconnected: that one."
@@ -112,8 +126,9 @@ class SegmentCaptured(io.ComfyNode):
             category=CATEGORY,
             description="As Segment by Text, from the features that Capture While Sampling kept.",
             search_aliases=MASK_BY_TEXT,
-            inputs=[*captured_inputs(RAW), text_input(), threshold_input(), *later_inputs(RAW)],
+            inputs=[*captured_inputs(RAW), text_input(EMPTY), threshold_input(), *later_inputs(RAW)],
             outputs=segment_outputs(),
+            hidden=[io.Hidden.dynprompt, io.Hidden.unique_id],
             enable_expand=True,
             is_output_node=True,
         )
@@ -123,10 +138,15 @@ class SegmentCaptured(io.ComfyNode):
         cls, latent: Any, capture: Any, clip: Any, text: str, threshold: float, prompt: Any = None, head: Any = None
     ) -> Any:
         """The two inner nodes that do the work. What is linked comes as links, and goes on as links."""
-        read_phrases(text)
-        links = {"latent": latent, "capture": capture, "clip": clip, "prompt": prompt, "head": head}
+        from ..ldznet.hosts import comfyui
+
+        if lines_of(text):
+            read_phrases(text)
+        graph = comfyui.GraphBuilder()
+        prompts = prompts_in(graph, comfyui.graph_of(cls.hidden), capture) if prompt is None else None
+        links = {"latent": latent, "capture": capture, "clip": clip, "prompt": prompt, "head": head, "prompts": prompts}
         links = {name: link for name, link in links.items() if link is not None}
-        return expanded("LDZNetInnerCaptured", {**links, "text": text}, threshold)
+        return expanded(graph, "LDZNetInnerCaptured", {**links, "text": text}, threshold)
 
 
 class InnerCaptured(io.ComfyNode):
@@ -141,7 +161,7 @@ class InnerCaptured(io.ComfyNode):
             category=INNER,
             description="What Segment Captured expands to. Use that node.",
             is_dev_only=True,
-            inputs=[*captured_inputs(), text_input(), *later_inputs()],
+            inputs=[*captured_inputs(), text_input(EMPTY), *later_inputs(), _prompts_input()],
             outputs=[
                 SegmentationType.Output(
                     "segmentation", display_name="segmentation", tooltip="The soft maps and scores of every phrase."
@@ -151,7 +171,14 @@ class InnerCaptured(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, latent: Any, capture: Capture, clip: Any, text: str, prompt: str | None = None, head: Any = None
+        cls,
+        latent: Any,
+        capture: Capture,
+        clip: Any,
+        text: str,
+        prompt: str | None = None,
+        head: Any = None,
+        prompts: Sequence[Typed] | None = None,
     ) -> Any:
         """The soft maps, remembered by the run, the CLIP and the texts that they were made of."""
         from ..ldznet.hosts import comfyui
@@ -160,20 +187,28 @@ class InnerCaptured(io.ComfyNode):
         require_latents(head)
         require_blocks(capture, [ATTENTION] if head.reads_attention else list(head.config.tap_specs))
         run = run_of(capture, samples)
+        said = [comfyui.typed(clip, prompt)] if prompt else list(prompts or [])
 
         def make() -> Segmented:
             host = comfyui.ComfyHost(capture.model, clip)
             with socket("head"):
                 predictor = Predictor(host, head.running(), progress=comfyui.Progress())
-            phrases = read_phrases(text)
+            used = said_in(run, said)
+            phrases = lines_of(text) or every_phrase(used or said)
             if isinstance(capture, AttentionCapture):
                 with socket("text"):
-                    seen = words_of(capture, run, prompt, phrases, host)
+                    seen = words_of(capture, run, said, phrases, host)
             else:
                 seen = taps_of(run, capture.timestep)
+            seen.notes.extend(quoted(used))
             return captured_maps(predictor, seen, phrases, samples)
 
-        return io.NodeOutput(head.memo.get([run or capture, clip, samples], (text, prompt), make))
+        key = (text, *(typed.text for typed in said))
+        return io.NodeOutput(head.memo.get([run or capture, clip, samples], key, make))
+
+
+def _prompts_input() -> Any:
+    return PromptsType.Input("prompts", optional=True, tooltip="What the graph itself says of the prompt.")
 
 
 def captured_maps(

@@ -15,7 +15,6 @@ from ..ldznet.segmentation import Segmentation
 from ..ldznet.shapes import Float
 from ._boundary import PREVIEW, Segmented, frame, guide_of, mask_of, require_latents, small, socket, vae_latents_of
 from ._phrases import read_phrases
-from ._showing import OPACITY, show
 from ._schema import (
     CATEGORY,
     FOLLOW,
@@ -30,6 +29,7 @@ from ._schema import (
     text_input,
     threshold_input,
 )
+from ._showing import OPACITY, show
 
 
 def model_inputs(raw: dict[str, bool] | None = None) -> list[Any]:
@@ -123,6 +123,8 @@ class SegmentByText(io.ComfyNode):
         head: Any = None,
     ) -> Any:
         """The two inner nodes that do the work. What is linked comes as links, and goes on as links."""
+        from ..ldznet.hosts import comfyui
+
         read_phrases(text)
         links = {"model": model, "clip": clip, "head": head, "latent": latent, "image": image}
         if latent is None:
@@ -130,7 +132,7 @@ class SegmentByText(io.ComfyNode):
             require_picture(image, vae)
         links = {name: link for name, link in links.items() if link is not None}
         settings = {"text": text, "seed": seed, "ensemble": ensemble, "resolution": resolution}
-        return expanded("LDZNetInnerSegment", {**links, **settings}, threshold)
+        return expanded(comfyui.GraphBuilder(), "LDZNetInnerSegment", {**links, **settings}, threshold)
 
 
 class InnerSegment(io.ComfyNode):
@@ -263,11 +265,8 @@ class InnerMasks(io.ComfyNode):
         )
 
 
-def expanded(inner: str, inputs: dict[str, Any], threshold: float) -> Any:
-    """The five outputs of a segmenting node, from its `inner` node and a threshold."""
-    from ..ldznet.hosts import comfyui
-
-    graph = comfyui.GraphBuilder()
+def expanded(graph: Any, inner: str, inputs: dict[str, Any], threshold: float) -> Any:
+    """The five outputs of a segmenting node, from its `inner` node and a threshold, in the `graph` that it builds."""
     dear = graph.node(inner, **inputs)
     cheap = graph.node("LDZNetInnerMasks", segmentation=dear.out(0), threshold=threshold)
     mask, masks, found, text, segmentation = map(cheap.out, range(5))

@@ -5,8 +5,8 @@ recipe, `finding` the walk through them, `presence` what tells absent from prese
 `captured` what a sampler left behind in their place. The predictor's side may import it.
 """
 
-from .captured import CapturedAttention
+from .captured import CapturedAttention, CapturedTexts
 from .config import CONFIGS, AttentionConfig, Presence
 from .head import AttentionHead
 
-__all__ = ["CONFIGS", "AttentionConfig", "AttentionHead", "CapturedAttention", "Presence"]
+__all__ = ["CONFIGS", "AttentionConfig", "AttentionHead", "CapturedAttention", "CapturedTexts", "Presence"]

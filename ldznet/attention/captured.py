@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -30,6 +30,11 @@ class CapturedAttention:
     attention: Attention
     prompt: Prompt
     latent_size: Size
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """Those that need no further pass."""
+        return self.prompt.phrases
 
     def fitted_to(self, config: AttentionConfig, latents: Float[Tensor, "b 4 h w"]) -> CapturedAttention:
         """Itself: its maps are resized where they are read. Raises InputError for another number of pictures."""
@@ -66,6 +71,43 @@ class CapturedAttention:
         logits = resize(logits_of(found, config), size).to(latents.device)
         scores = _scores(found.evidence, config).to(latents.device)
         return {phrase: (logits[:, i], scores[:, i]) for i, phrase in enumerate(self.prompt.phrases)}
+
+
+@dataclasses.dataclass(frozen=True)
+class CapturedTexts:
+    """As CapturedAttention, where pictures were made with one text or several; a phrase is of one of `parts`."""
+
+    parts: tuple[CapturedAttention, ...]
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """Those that need no further pass."""
+        return tuple(phrase for part in self.parts for phrase in part.prompt.phrases)
+
+    def fitted_to(self, config: AttentionConfig, latents: Float[Tensor, "b 4 h w"]) -> CapturedTexts:
+        """Itself, as CapturedAttention."""
+        return self._each(lambda part: part.fitted_to(config, latents))
+
+    def rows(self, images: slice) -> CapturedTexts:
+        """That of some of the pictures."""
+        return self._each(lambda part: part.rows(images))
+
+    def lacks_links(self, config: AttentionConfig) -> bool:
+        """Whether any lacks them."""
+        return any(part.lacks_links(config) for part in self.parts)
+
+    def linked(self, links: Mapping[str, Tensor], latent_size: Size) -> CapturedTexts:
+        """With the self-attention of another pass, over latents of `latent_size`."""
+        return self._each(lambda part: part.linked(links, latent_size))
+
+    def by_phrase(
+        self, config: AttentionConfig, specs: Mapping[str, TapSpec], latents: Float[Tensor, "b 4 h w"]
+    ) -> dict[str, tuple[Float[Tensor, "b h w"], Float[Tensor, " b"]]]:
+        """Logits and scores of each phrase, as CapturedAttention."""
+        return {name: pair for part in self.parts for name, pair in part.by_phrase(config, specs, latents).items()}
+
+    def _each(self, change: Callable[[CapturedAttention], CapturedAttention]) -> CapturedTexts:
+        return CapturedTexts(tuple(map(change, self.parts)))
 
 
 def _scores(evidence: Evidence, config: AttentionConfig) -> Float[Tensor, "b p"]:

@@ -17,7 +17,7 @@ from ..contracts import AttentionHost, Captured, Conditioning, Host
 from ..errors import HostError, InputError
 from ..schedule import seeded_noise
 from ..shapes import Float, Int
-from .captured import CapturedAttention
+from .captured import CapturedAttention, CapturedTexts
 from .config import SD, AttentionConfig, blocks_at, config_for, require_readable
 from .denoising import RIVALS, gains
 from .finding import Found, found_in, grid_of, logits_of
@@ -63,8 +63,8 @@ class AttentionHead(nn.Module):
         """
         assert latents is not None
         config, clean = self.head_config, latents.to(host.dtype)
-        seen = cast("CapturedAttention | None", captured)
-        spoken = () if seen is None else seen.prompt.phrases
+        seen = cast("CapturedAttention | CapturedTexts | None", captured)
+        spoken = () if seen is None else seen.phrases
         others = [phrase for phrase in phrases if phrase not in spoken]
         lacking = seen is not None and seen.lacks_links(config)
         asked = others or (spoken if lacking else ())

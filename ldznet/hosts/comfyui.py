@@ -57,9 +57,11 @@ __all__ = [
     "attention_head",
     "capturing",
     "colours_of",
+    "graph_of",
     "model_space",
     "open_head",
     "raise_if_cancelled",
+    "typed",
 ]
 
 POOLED = "pooled_output"
@@ -196,10 +198,7 @@ class ComfyHost:
 
     def typed(self, prompt: str) -> Typed:
         """What "CLIP Text Encode" makes of a prompt, weights and all."""
-        tokens = self.clip.tokenize(prompt, return_word_ids=True)
-        rows = next(iter(tokens.values()))
-        ids = [token if word and isinstance(token, int) else -1 for row in rows for token, _, word in row]
-        return Typed(self.clip.encode_from_tokens(_without_numbers(tokens)), ids)
+        return typed(self.clip, prompt)
 
     def add_noise(
         self, latents: Float[Tensor, "b 4 h w"], noise: Float[Tensor, "b 4 h w"], timesteps: Int[Tensor, " b"]
@@ -279,6 +278,14 @@ class ComfyHost:
         return encoded
 
 
+def typed(clip: Any, prompt: str) -> Typed:
+    """What "CLIP Text Encode" makes of a prompt with this CLIP: its layer, its LoRAs, weights and all."""
+    tokens = clip.tokenize(prompt, return_word_ids=True)
+    rows = next(iter(tokens.values()))
+    ids = [token if word and isinstance(token, int) else -1 for row in rows for token, _, word in row]
+    return Typed(clip.encode_from_tokens(_without_numbers(tokens)), ids, prompt)
+
+
 def open_head(source: str, name: str) -> Head:
     """The head in a .safetensors file, or an embedded one, as ComfyUI's to move. Raises CheckpointError."""
     device = memory.get_torch_device()
@@ -355,6 +362,12 @@ def capturing(host: ComfyHost, config: HeadConfig | AttentionConfig) -> tuple[An
     )
     clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, CAPTURE_KEY, calling_into(capture))
     return clone, capture
+
+
+def graph_of(hidden: Any) -> dict[str, Any]:
+    """The nodes of the prompt that is executed, with all that others expanded to; `hidden` is a node's own."""
+    whole = hidden.dynprompt
+    return {} if whole is None else {node_id: whole.get_node(node_id) for node_id in sorted(whole.all_node_ids())}
 
 
 def _executing_node() -> Any:

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..capture import FAR, AttentionCapture, Capture, Run
+from ..capture import FAR, AttentionCapture, Capture, Run, Typed
 from ..contracts import Captured
 from ..errors import InputError
 from ..models import CapturedTaps
 from ..phrases import read, terms_of
+from ..prompted import phrases_of
 from ..shapes import Float
 
 is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # not in the oldest torch that works here
@@ -29,11 +30,15 @@ UNKNOWN = (
     "nothing was captured of this latent: no sampler with the captured model returned it as it is, or its result came "
     "from the cache (then a new seed captures again)"
 )
-FORGOTTEN = (
-    "prompt is not connected: all phrases took a pass of the UNet; connect the text of the positive prompt, and its "
-    "words are read from the sampling itself"
+NOT_FOUND = (
+    "the prompt was not found in the graph: all phrases took a pass of the UNet; connect the text of the positive "
+    "prompt to prompt, and its words are read from the sampling itself"
 )
-OTHER_TEXT = "prompt is not the text that was sampled with: all phrases took a pass of the UNet"
+OTHER_TEXT = (
+    "the prompt is not the text that was sampled with, or was averaged, scheduled or changed by another node: all "
+    "phrases took a pass of the UNet"
+)
+LONGEST = 200  # letters of a prompt in a report
 LINKS = "; self-attention from a pass of the UNet of its own, since another node or pack merges, tiles or skips it"
 
 
@@ -124,20 +129,49 @@ def taps_of(run: Run | None, timestep: int) -> Seen:
     return Seen(CapturedTaps(run.taps()), _far(run, timestep))
 
 
-def words_of(capture: AttentionCapture, run: Run | None, prompt: str | None, phrases: Sequence[str], host: Any) -> Seen:
-    """Of a run, for the attention head: those terms of `phrases` that stand in `prompt`; `host` is a `ComfyHost`."""
+def words_of(
+    capture: AttentionCapture, run: Run | None, prompts: Sequence[Typed], phrases: Sequence[str], host: Any
+) -> Seen:
+    """Of a run, for the attention head: those terms of `phrases` that stand in `prompts`; `host` is a `ComfyHost`."""
     if run is None or not run.means:
         return Seen(None, [_reason(run)])
-    if not prompt:
-        return Seen(None, [FORGOTTEN])
-    seen = capture.of_prompt(run, host.typed(prompt), terms_of(read(phrases)), host.tokenize)
+    if not prompts:
+        return Seen(None, [NOT_FOUND])
+    seen = capture.of_prompts(run, prompts, terms_of(read(phrases)), host.tokenize)
     if seen is None:
         return Seen(None, [OTHER_TEXT])
-    words = ", ".join(f'"{phrase}"' for phrase in seen.prompt.phrases)
+    words = ", ".join(f'"{phrase}"' for phrase in seen.phrases)
     lines = [f"read from the sampling itself: {words or 'no phrase, none stands in the prompt'}"]
     if seen.lacks_links(capture.config):
         return Seen(seen, [lines[0] + LINKS])
     return Seen(seen, [*(_far(run, capture.timestep) if run.rows else []), *lines])
+
+
+def said_in(run: Run | None, prompts: Sequence[Typed]) -> list[Typed]:
+    """Those of `prompts` that `run` was made with, each once."""
+    places = [] if run is None else run.texts_of(prompts).values()
+    return list({typed.text: typed for found in places for typed in found.values()}.values())
+
+
+def every_phrase(prompts: Sequence[Typed]) -> list[str]:
+    """Of several prompts, each once. Raises InputError where there is none."""
+    found = {phrase.lower(): phrase for typed in reversed(prompts) for phrase in reversed(phrases_of(typed.text))}
+    if not found:
+        got = " and ".join(f'"{typed.text[:LONGEST]}"' for typed in prompts) or "no prompt that leads to the sampler"
+        raise InputError(
+            f"Expected a prompt with phrases in it, got {got}. Write what to find, one phrase a line. (socket: text)"
+        )
+    return list(reversed(found.values()))
+
+
+def quoted(prompts: Sequence[Typed]) -> list[str]:
+    """A line of a report for each prompt that was read."""
+    return [f'the prompt: "{shortened}"' for typed in prompts if (shortened := _shortened(typed.text))]
+
+
+def _shortened(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
 
 
 def _reason(run: Run | None) -> str:

@@ -94,9 +94,36 @@ def test_a_disturbed_call_at_the_same_step_does_not_count(host: TinyHost) -> Non
 def test_the_prompt_is_known_by_its_context(host: TinyHost) -> None:
     capture = capture_of(host)
     run = sampled(host, capture, (40,))
-    assert run.text_of(host.encode_text([TEXT])) == "p"
-    assert run.text_of(host.encode_text(["a cat"])) is None
-    assert capture.of_prompt(run, Typed(host.encode_text(["a cat"]), []), ["a cat"], host.tokenize) is None
+    right, wrong = (Typed(host.encode_text([text]), []) for text in (TEXT, "a cat"))
+    assert run.texts_of([wrong, right]) == {"p": {0: right}}
+    assert run.texts_of([wrong]) == {}
+    assert capture.of_prompts(run, [wrong], ["a cat"], host.tokenize) is None
+
+
+def test_prompts_in_one_context_and_in_several(host: TinyHost) -> None:
+    """What ConditioningConcat and ConditioningCombine make: phrases are read where their words are."""
+    capture, texts = capture_of(host), [TEXT, "a blue cat on snow"]
+    typed = [Typed(host.encode_text([text]), [-1, *host.tokenize(text), -1], text) for text in texts]
+    joined = torch.cat([part.context for part in typed], dim=1)
+    run = Run({"p": 1.0, "q": 0.5}, (16, 16), {"p": joined, "q": typed[1].context}, nearest=0)
+    assert run.texts_of(typed) == {"p": {0: typed[0], 77: typed[1]}, "q": {0: typed[1]}}
+    x, when = latents(2), torch.tensor([300, 300])
+    with capture.running("sampler", run), torch.no_grad():
+        for key, context in run.contexts.items():
+            capture.call(
+                host.models.unet, (16, 16), 300, [key], lambda c=context: host.models.unet(x, when, c.expand(2, -1, -1))
+            )
+    seen = capture.of_prompts(run, typed, ["a blue cat", "grass", "a fish"], host.tokenize)
+    assert seen is not None
+    assert [part.prompt.phrases for part in seen.parts] == [("a blue cat", "grass"), ()]
+    cat = seen.parts[0].prompt.phrase_tokens[0]
+    assert [i - 77 for i in cat] == list(range(2, 4))  # behind the start token and "a"
+    run.contexts["p"] = typed[0].context[:, :40]  # a text that is none of these
+    apart = capture.of_prompts(run, typed, ["a blue cat", "grass"], host.tokenize)
+    assert apart is not None
+    assert apart.phrases == ("a blue cat",)
+    rows = apart.rows(slice(0, 1)).fitted_to(CONFIG, latents(1)).by_phrase(CONFIG, host.specs, latents(1))
+    assert list(rows) == ["a blue cat"]
 
 
 def test_a_text_that_was_repeated_to_fit_counts_once(host: TinyHost) -> None:
@@ -214,10 +241,10 @@ def seen(host: TinyHost) -> CapturedAttention:
 def of_prompt(host: TinyHost, capture: AttentionCapture, run: Run) -> CapturedAttention:
     """What a run shows of two of three phrases."""
     prompt = Typed(host.encode_text([TEXT]), [-1, *host.tokenize(TEXT), -1])
-    captured = capture.of_prompt(run, prompt, ["a red star", "a cat", "grass"], host.tokenize)
+    captured = capture.of_prompts(run, [prompt], ["a red star", "a cat", "grass"], host.tokenize)
     assert captured is not None
-    assert captured.prompt.phrases == ("a red star", "grass")
-    return captured
+    assert captured.phrases == ("a red star", "grass")
+    return captured.parts[0]
 
 
 def test_words_of_the_prompt_take_no_pass_and_others_one(host: TinyHost, passes: list[int]) -> None:

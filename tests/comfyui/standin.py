@@ -42,6 +42,8 @@ Schema: Any = dataclasses.make_dataclass("Schema", [(name, Any, None) for name i
 
 
 class ComfyNode:
+    hidden: Any = types.SimpleNamespace(dynprompt=None, unique_id=None)  # what a host gives while it executes a node
+
     @classmethod
     def GET_SCHEMA(cls) -> Schema:
         return cls.define_schema()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ldznet import capture as capturing
-from ldznet.hosts.comfyui_capture import CROPS, FORGOTTEN, NOTHING, UNKNOWN, run_of, taps_of, words_of
+from ldznet.hosts.comfyui_capture import CROPS, NOT_FOUND, NOTHING, UNKNOWN, run_of, taps_of, words_of
 
 
 @pytest.fixture
@@ -239,6 +239,6 @@ def test_a_unet_that_skips_the_block_still_gives_its_picture(call: Call) -> None
 
 def test_a_forgotten_prompt_is_said(call: Call) -> None:
     """Not where nothing was captured in the first place: then a prompt would be of no use."""
-    assert_nothing(words_of(call.capture, capturing.Run({}, (2, 2)), None, ["grass"], None), NOTHING)
-    seen = words_of(call.capture, capturing.Run({}, (2, 2), means={"p": {}}), None, ["grass"], None)
-    assert (seen.captured, seen.notes) == (None, [FORGOTTEN])
+    assert_nothing(words_of(call.capture, capturing.Run({}, (2, 2)), [], ["grass"], None), NOTHING)
+    seen = words_of(call.capture, capturing.Run({}, (2, 2), means={"p": {}}), [], ["grass"], None)
+    assert (seen.captured, seen.notes) == (None, [NOT_FOUND])

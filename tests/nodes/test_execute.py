@@ -348,7 +348,7 @@ def test_captured_attention_is_that_of_the_prompt(nodes: ModuleType, world: dict
     predictor.set_latents(latent["samples"] * tinycomfy.SCALE)
     own = predictor.predict(["a purple cup", "a fish"])
     found, report = masks(None)
-    assert "prompt is not connected" in report
+    assert "the prompt was not found in the graph" in report
     close(found, own)
     read, report = masks(prompt)
     assert 'read from the sampling itself: "a purple cup"' in report
