@@ -27,10 +27,11 @@ STILL = re.compile(r"^.*?\bstill life\s+(?:with|of)\s+", re.IGNORECASE)
 STYLES = _words(
     f"""{MEDIA} 3d abstract aesthetic aesthetics anime artstation baroque beautiful blur blurry bokeh brushstrokes cgi
     cinematic clipart color colors colour colours composition contrast deco depth details detailed deviantart dof
-    dramatic engine engraving exposure focus fullbody grain hd hdr hyperrealistic illustrated impasto intricate isometric kodak
-    lighting lineart lowres macro masterpiece matte minimal minimalist moody nouveau octane photorealistic pixel pixiv
-    polaroid pov quality raw realistic resolution rococo score shadows sharp simple style styled stylized symmetrical
-    symmetry trending trends uhd ukiyo-e unreal vibrant viewer vray watercolor watercolour woodcut"""
+    dramatic engine engraving exposure focus fullbody grain hd hdr hyperrealistic illustrated impasto intricate
+    isometric kodak lighting lineart lowres macro masterpiece matte minimal minimalist moody nouveau octane
+    photorealistic pixel pixiv polaroid pov quality raw realistic resolution rococo score shadows sharp simple style
+    styled stylized symmetrical symmetry trending trends uhd ukiyo-e unreal vibrant viewer vray watercolor
+    watercolour woodcut"""
 )
 NUMBERED = re.compile(r"\d+(?:k|mm|fps)|f/?\d[\d.]*|score_\d\S*|.+ism|.+-style", re.IGNORECASE)
 PHRASES_OF_STYLE = re.compile(
@@ -65,9 +66,9 @@ NOUNS_IN_ING = _words(
     nothing offspring painting railing ring seedling sibling sling something spring string swing thing viking wedding
     wing"""
 )
-PLAIN = _words(  # adjectives after which a word in -ing is one too: "a big glowing orb"
-    """big black blue bright brown dark giant golden green grey gray huge large little long old orange pink purple red
-    short silver small tall tiny white yellow young"""
+PLAIN = _words(  # words after which one in -ing is an adjective: "a big glowing orb"
+    """two three four five six seven eight nine ten several many big black blue bright brown dark giant golden green
+    grey gray huge large little long old orange pink purple red short silver small tall tiny white yellow young"""
 )
 
 

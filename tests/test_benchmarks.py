@@ -198,3 +198,7 @@ def test_a_job_s_figures_stand_in_the_page(run: Run, tmp_path: Path) -> None:
     assert lines[2:6] == [f"`{said['command']}`", "", "|  | mIoU | n phrases |", "| --- | --- | --- |"]
     assert lines[6].startswith(f"| the phrase's own pass | {mean:.3f} ({low:.3f} .. {high:.3f}) | ")
     assert (lines[0], lines[-1]) == ("Before", "After")
+
+
+def test_phrases_of_prompts(run: Run) -> None:
+    assert min(figures(run("prompt_phrases"), "(?:precision|recall)")) > 0.9
