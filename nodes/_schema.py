@@ -87,6 +87,22 @@ def following_input(name: str = "threshold", what: str = "Pixels more probable t
     )
 
 
+def size_inputs(what: str) -> list[Any]:
+    """Which connected pieces: by their share of the picture, and how many; see `piecewise.Wanted`."""
+
+    def share(name: str, side: str, default: float) -> Any:
+        tooltip = f"Connected pieces {side} this share of the picture are in no {what}."
+        return io.Float.Input(name, optional=True, default=default, min=0.0, max=100.0, step=0.1, tooltip=tooltip)
+
+    return [
+        share("min_percent", "under", 0.0),
+        share("max_percent", "over", 100.0),
+        io.Int.Input(
+            "most", optional=True, default=0, min=0, max=4096, tooltip="At most so many pieces of an image; 0: all."
+        ),
+    ]
+
+
 def segmentation_input() -> Any:
     """Soft maps of all phrases."""
     return SegmentationType.Input(

@@ -7,17 +7,18 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..ldznet import masks, shaping
+from ..ldznet import masks, piecewise, shaping
 from ..ldznet.shapes import Float
 from ._boundary import Segmented, guide_of, mask_of, socket
 from ._phrases import pick
-from ._schema import CATEGORY, following_input, schema, segmentation_input
+from ._schema import CATEGORY, following_input, schema, segmentation_input, size_inputs
 
 MODES = ("threshold", "soft")
+PIECES = ("together", "one mask each")
 
 
 class MaskFromSegmentation(io.ComfyNode):
-    """One mask per image."""
+    """One mask per image, or per connected piece."""
 
     @classmethod
     def define_schema(cls) -> Any:
@@ -35,10 +36,17 @@ class MaskFromSegmentation(io.ComfyNode):
                 "blur mask",
                 "invert mask",
                 "refine mask",
+                "split mask",
+                "mask to instances",
+                "filter mask by size",
             ],
             inputs=[segmentation_input(), *_choice_inputs(), *_shape_inputs(), *_later_inputs()],
             outputs=[
-                io.Mask.Output("mask", display_name="mask", tooltip="The chosen phrases together: one mask per image."),
+                io.Mask.Output(
+                    "mask",
+                    display_name="mask",
+                    tooltip="The chosen phrases together: one mask per image, or per piece.",
+                ),
                 io.Boolean.Output(
                     "found", display_name="found", tooltip="Whether the mask, before invert, holds anything at all."
                 ),
@@ -59,15 +67,22 @@ class MaskFromSegmentation(io.ComfyNode):
         feather: int,
         image: Any = None,
         invert: bool = False,
+        pieces: str = PIECES[0],
+        min_percent: float = 0.0,
+        max_percent: float = 100.0,
+        most: int = 0,
     ) -> Any:
-        """One mask of the chosen phrases per image, after every step in the order of the inputs, and whether it
-        holds anything."""
+        """One mask of the chosen phrases per image, or one of each connected piece, after every step in the order of
+        the inputs, and whether it holds anything."""
         from ..ldznet.hosts.comfyui import raise_if_cancelled as check
 
         chosen = segmentation.select(pick(phrases, segmentation.result.phrases))
         chosen = chosen if image is None else chosen.beside(image)
         mask = refined(chosen.soft().amax(dim=1), image, refine, check)
-        mask = masks.ends_pulled(mask) if mode == "soft" else (mask > chosen.threshold_or(threshold)).float()
+        inside = mask > chosen.threshold_or(threshold)
+        mask = masks.ends_pulled(mask) if mode == "soft" else inside.float()
+        wanted = piecewise.Wanted(min_percent, max_percent, most)
+        mask = (piecewise.kept if pieces == PIECES[0] else piecewise.apart)(mask, inside, wanted)
         shape = shaping.Shape(drop_specks=drop_specks, fill_holes=fill_holes, grow=grow, feather=feather)
         mask = shaping.finished(mask, shape, check)
         return io.NodeOutput(mask_of(1 - mask if invert else mask), bool(mask.any()))
@@ -137,4 +152,13 @@ def _later_inputs() -> list[Any]:
             tooltip="Everything but the phrases: 1 minus the mask, last of all. All of the picture where nothing was "
             "found.",
         ),
+        io.Combo.Input(
+            "pieces",
+            optional=True,
+            options=list(PIECES),
+            default=PIECES[0],
+            tooltip="one mask each: a batch with a mask for each connected piece, largest first, image by image; at "
+            f"most {piecewise.MOST_PIECES} of an image. Each is grown and feathered by itself.",
+        ),
+        *size_inputs("mask"),
     ]

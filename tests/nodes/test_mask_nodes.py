@@ -158,6 +158,10 @@ SMALL, LARGE, SPECK, GRASS = (4, 20, 14, 30), (60, 10, 90, 40), (50, 60, 53, 63)
         ({"order": "largest first"}, [LARGE, GRASS, SMALL]),
         ({"order": "left to right"}, [SMALL, GRASS, LARGE]),
         ({"order": "top to bottom"}, [LARGE, SMALL, GRASS]),
+        ({"min_percent": 2.0}, [LARGE, GRASS]),
+        ({"max_percent": 10.0, "min_area": 0}, [SMALL, SPECK, GRASS]),
+        ({"most": 2, "order": "largest first"}, [LARGE, GRASS]),
+        ({"order": "most probable first", "most": 2}, [LARGE, SMALL]),
         ({"pieces": False}, [(4, 10, 90, 40), GRASS]),
         ({"pieces": False, "min_area": 0}, [(4, 10, 90, 63), GRASS]),
     ],
@@ -166,7 +170,7 @@ def test_each_connected_piece_is_a_region(
     nodes: ModuleType, segmented: Any, settings: dict[str, Any], expected: list[tuple[int, ...]]
 ) -> None:
     there, maps = segmented(two_stars(), [[0.75, 0.5]]), two_stars()[0]
-    labels, _, (segs,), (boxes,), _ = running.execute(
+    labels, _, (segs,), (boxes,), _, each = running.execute(
         nodes, "LDZNetLabelMap", segmentation=there, background=0.5, **settings
     )
     size, regions = segs
@@ -179,10 +183,45 @@ def test_each_connected_piece_is_a_region(
         number = ["a star", "grass"].index(region.label)
         whole = (maps[number, top:bottom, left:right] > 0.5).float()
         assert torch.equal(torch.as_tensor(region.cropped_mask), whole)
+    assert [int(mask.sum()) for mask in each] == [int(region.cropped_mask.sum()) for region in regions] or [0]
     assert int((labels > 0).sum()) == int((maps > 0.5).sum())  # labels keep every speck
     assert regions == [] or regions[0]._fields[:6] == (
         *("cropped_image", "cropped_mask", "confidence", "crop_region", "bbox", "label"),
     )
+
+
+@pytest.mark.parametrize("mode", ["threshold", "soft"])
+def test_one_mask_of_each_piece(nodes: ModuleType, segmented: Any, mode: str) -> None:
+    """Largest first, image by image; together they are the mask that all of them make; each grows by itself."""
+    there = segmented(torch.cat([two_stars(), two_stars().flip(3)]))
+    together, _ = mask_of(nodes, there, mode=mode, phrases="1")
+    apart, found = mask_of(nodes, there, mode=mode, phrases="1", pieces="one mask each")
+    assert found
+    assert [place(mask > 0.5) for mask in apart[:3]] == [(10, 39, 60, 89), (20, 29, 4, 13), (60, 62, 50, 52)]
+    assert [int((mask > 0.5).sum()) for mask in apart] == [900, 100, 9] * 2
+    assert torch.equal(torch.stack([apart[:3].sum(0), apart[3:].sum(0)]), together)
+    grown, _ = mask_of(nodes, there, mode=mode, phrases="1", pieces="one mask each", grow=40, most=2)
+    assert grown.shape == (4, 64, 96)
+    assert (grown[0] > 0.5).logical_and(grown[1] > 0.5).any()
+    nothing, found = mask_of(nodes, there, phrases="1", pieces="one mask each", threshold=0.95)
+    assert (nothing.shape, float(nothing.sum()), found) == ((1, 64, 96), 0.0, False)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "areas"),
+    [
+        ({"min_percent": 1.0}, [900, 100]),
+        ({"max_percent": 10.0}, [100, 9]),
+        ({"min_percent": 1.0, "max_percent": 10.0}, [100]),
+        ({"most": 1}, [900]),
+        ({"min_percent": 50.0}, [0]),
+        ({}, [900, 100, 9]),
+    ],
+)
+def test_pieces_by_size(nodes: ModuleType, segmented: Any, sizes: dict[str, Any], areas: list[int]) -> None:
+    there = segmented(two_stars()[:, :1])
+    assert [int(mask.sum()) for mask in mask_of(nodes, there, pieces="one mask each", **sizes)[0]] == areas
+    assert int(mask_of(nodes, there, **sizes)[0].sum()) == sum(areas)
 
 
 def uncalibrated(given: Any) -> Any:
@@ -195,7 +234,7 @@ def test_scores_that_mean_little_are_shown_as_such(nodes: ModuleType, segmented:
     for given in (there, uncalibrated(there)):
         out = running.execute(nodes, "LDZNetPreview", segmentation=given, threshold=0.5, opacity=0.6)
         (text,) = out.ui["text"]
-        *_, boxes, legend = running.execute(nodes, "LDZNetLabelMap", segmentation=given, background=0.5)
+        *_, boxes, legend, _ = running.execute(nodes, "LDZNetLabelMap", segmentation=given, background=0.5)
         if given is there:
             assert text == "a star: found, 100.0 %, score 0.50"
             assert legend == "#ff0000 a star"
