@@ -127,7 +127,9 @@ def test_labels_colours_boxes_and_segs(nodes: ModuleType, segmented: Any) -> Non
     """The likeliest over the background, among what was found."""
     maps = torch.stack([box(4, 20, 4, 12), box(10, 30, 8, 40, 0.6), box(0, SIZE, 0, SIZE, 0.99)])[None]
     there = segmented(maps, [[0.75, 0.5, 0.1]])
-    labels, colours, segs, boxes, legend = running.execute(nodes, "LDZNetLabelMap", segmentation=there, background=0.5)
+    labels, colours, segs, boxes, legend, _ = running.execute(
+        nodes, "LDZNetLabelMap", segmentation=there, background=0.5
+    )
     expected = torch.zeros(SIZE, SIZE)
     expected[10:30, 8:40] = 2
     expected[4:20, 4:12] = 1
