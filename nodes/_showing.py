@@ -2,48 +2,115 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from comfy_api.latest import ui
+from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..ldznet import drawing
-from ..ldznet.masks import Check, never
-from ..ldznet.shapes import Float
-from ._boundary import Segmented, image_of
+from ..ldznet.masks import INSIDE, Check, never
+from ..ldznet.shapes import Float, Size
+from ._boundary import PREVIEW, Segmented, image_of, within
 
 OPACITY = 0.6  # of the colours, where no widget says
+LIVE = "ldznet"  # of what a node shows: what web/ldznet.js draws with
+MOST_PHRASES, MOST_IMAGES = 16, 8  # that are sent to the page
 
 
 class Shown(NamedTuple):
-    """Pictures with masks over them, the same with a legend below, and the legends as text."""
+    """Pictures with masks over them, their legends as text, and all that they were made of."""
 
     overlays: Float[Tensor, "b 3 h w"]
-    pages: list[Float[Tensor, "3 H W"]]
     texts: list[str]
+    segmentation: Segmented
+    pictures: Float[Tensor, "b 3 h w"]
+    hues: Float[Tensor, "p 3"]
+    chosen: list[int]
 
     def in_node(self, node: Any) -> dict[str, Any]:
-        """For the page, and for those who read the history."""
-        return {**ui.PreviewImage(image_of(stacked(self.pages)), cls=node).as_dict(), "text": self.texts}
+        """Soft maps for the page, which draws them itself (web/ldznet.js); a picture with its legend for all others."""
+        hidden = node.hidden
+        if hidden is not None and "workflow" in (hidden.extra_pnginfo or {}):
+            return {LIVE: [live(self.segmentation, self.pictures, self.hues)], "text": self.texts}
+        legends = [text.splitlines()[: len(self.chosen)] for text in self.texts]
+        notes, hues = self.segmentation.remarks(), self.hues[self.chosen]
+        pages = [drawing.with_legend(*part, hues, notes) for part in zip(self.overlays, legends, strict=True)]
+        return {**ui.PreviewImage(image_of(stacked(pages)), cls=node).as_dict(), "text": self.texts}
 
 
 def show(
     segmentation: Segmented,
-    masks: Float[Tensor, "b p h w"],
+    masks: Float[Tensor, "b n h w"],
     pictures: Float[Tensor, "b 3 H W"],
     opacity: float,
     check: Check = never,
+    chosen: Sequence[int] | None = None,
 ) -> Shown:
-    """`masks` of `segmentation` (0 or 1) over `pictures` in [0, 1], of their size or smaller; `check` may raise."""
-    masks = masks.cpu()
-    areas, masks = masks.mean(dim=(2, 3)), F.interpolate(masks, pictures.shape[2:], mode="nearest")
-    hues = drawing.contrasting(pictures, masks)
-    overlays = drawing.overlay(pictures, masks, opacity, hues, check)
-    legends, notes = [legend(segmentation, b, areas[b]) for b in range(len(overlays))], segmentation.remarks()
-    pages = [drawing.with_legend(*part, hues, notes) for part in zip(overlays, legends, strict=True)]
-    return Shown(overlays, pages, ["\n".join([*lines, *notes]) for lines in legends])
+    """`masks` (0 or 1) of the `chosen` phrases of `segmentation` (all, if None) over `pictures` in [0, 1], of their
+    size or smaller; `check` may raise. Colours are the same at every threshold."""
+    chosen = list(range(len(segmentation.result.phrases)) if chosen is None else chosen)
+    size, masks, hues = pictures.shape[2:], masks.cpu(), hues_of(segmentation, pictures)
+    areas = masks.mean(dim=(2, 3))
+    overlays = drawing.overlay(pictures, F.interpolate(masks, size, mode="nearest"), opacity, hues[chosen], check)
+    part, notes = segmentation.select(chosen), segmentation.remarks()
+    texts = ["\n".join([*legend(part, b, areas[b]), *notes]) for b in range(len(overlays))]
+    return Shown(overlays, texts, segmentation, pictures, hues, chosen)
+
+
+def hues_of(segmentation: Segmented, pictures: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "p 3"]:
+    """A colour for each phrase, unlike what it most probably covers."""
+    return drawing.contrasting(pictures, (_sized(segmentation.soft(), pictures.shape[2:]) > INSIDE).float())
+
+
+def live(segmentation: Segmented, pictures: Float[Tensor, "b 3 H W"], hues: Float[Tensor, "p 3"]) -> dict[str, Any]:
+    """What web/ldznet.js draws with: phrases, colours, scores, and the names of temporary files with the pictures and
+    the soft maps, three phrases as red, green and blue. Of the first `MOST_IMAGES` and `MOST_PHRASES` alone, at most
+    `PREVIEW` pixels high and wide."""
+    result = segmentation.select(list(range(len(segmentation.result.phrases)))[:MOST_PHRASES]).result
+    height, width = within(segmentation.size, PREVIEW)
+    soft = _sized(segmentation.soft()[:MOST_IMAGES, :MOST_PHRASES], (height, width))
+    count, phrases = soft.shape[:2]
+    packed = F.pad(soft, (0, 0, 0, 0, 0, -phrases % 3)).reshape(-1, 3, height, width)
+    maps, each = _saved("maps", packed), packed.shape[0] // count
+    left_out = len(segmentation.result.phrases) - phrases
+    notes = [f"{left_out} more phrases are not shown here"] if left_out else []
+    return {
+        "phrases": [
+            {
+                "text": phrase,
+                "hue": [round(255 * value) for value in hues[p].tolist()],
+                "scores": result.scores[:count, p].tolist(),
+                "found": result.found[:count, p].tolist(),
+            }
+            for p, phrase in enumerate(result.phrases)
+        ],
+        "notes": [*segmentation.remarks(), *notes],
+        "calibrated": result.calibrated,
+        "threshold": segmentation.threshold,
+        "size": list(segmentation.size),
+        "pictures": _saved("picture", _sized(pictures[:MOST_IMAGES], (height, width))),
+        "maps": [maps[i * each : (i + 1) * each] for i in range(count)],
+    }
+
+
+def _sized(maps: Float[Tensor, "b c h w"], size: Size) -> Float[Tensor, "b c H W"]:
+    """`maps` on the CPU, scaled down bilinearly where they are larger."""
+    maps = maps.cpu()
+    if maps.shape[2:] == torch.Size(size):
+        return maps
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
+
+
+def _saved(name: str, pictures: Float[Tensor, "n 3 h w"]) -> list[dict[str, str]]:
+    """The names of temporary files of 8 bits, each value rounded: what saves them cuts off."""
+    rounded = ((pictures.clamp(0, 1) * 255).round() + 0.25) / 255
+    saved = ui.ImageSaveHelper.save_images(
+        image_of(rounded), filename_prefix=f"ldznet_{name}", folder_type=io.FolderType.temp, cls=None, compress_level=1
+    )
+    return [{key: str(file[key]) for key in ("filename", "subfolder", "type")} for file in saved]
 
 
 def legend(segmentation: Segmented, image: int, areas: Float[Tensor, " p"]) -> list[str]:

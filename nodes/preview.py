@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..ldznet import masks
 from ..ldznet.images import resize
 from ..ldznet.shapes import Float
 from ._boundary import Segmented, guide_of, image_of
+from ._phrases import pick
 from ._schema import CATEGORY, following_input, schema, segmentation_input
 from ._showing import show
 
@@ -33,6 +36,24 @@ class PreviewSegmentation(io.ComfyNode):
                 following_input(),
                 io.Float.Input("opacity", default=0.6, min=0.0, max=1.0, step=0.05, tooltip="Of the colours."),
                 io.Image.Input("image", optional=True, tooltip="The picture that was segmented."),
+                io.String.Input(
+                    "phrases",
+                    optional=True,
+                    multiline=True,
+                    default="",
+                    placeholder="all",
+                    dynamic_prompts=False,
+                    tooltip="Which phrases are shown: their numbers from 1, or the phrases themselves, one a line. "
+                    "Empty: all of them. A click on a line of the legend writes here.",
+                ),
+                io.Int.Input(
+                    "grow",
+                    optional=True,
+                    default=0,
+                    min=-512,
+                    max=512,
+                    tooltip="Grows what is shown by this many pixels; shrinks it below 0.",
+                ),
             ],
             outputs=[
                 io.Image.Output("overlay", display_name="overlay", tooltip="The pictures with the masks over them.")
@@ -40,12 +61,23 @@ class PreviewSegmentation(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, segmentation: Segmented, threshold: float, opacity: float, image: Any = None) -> Any:
-        """The overlays as IMAGE, and in the node with their legends."""
+    def execute(
+        cls,
+        segmentation: Segmented,
+        threshold: float,
+        opacity: float,
+        image: Any = None,
+        phrases: str = "",
+        grow: int = 0,
+    ) -> Any:
+        """The overlays as IMAGE, and in the node what they are made of."""
         from ..ldznet.hosts.comfyui import raise_if_cancelled as check
 
         shown = framed(segmentation, image)
-        seen = show(shown, shown.masks(threshold), background_of(shown, image), opacity, check)
+        chosen = pick(phrases, shown.result.phrases)
+        areas = shown.masks(threshold)[:, chosen]
+        grown = areas if grow == 0 else torch.stack([masks.grow(part, grow, check) for part in areas.unbind(1)], 1)
+        seen = show(shown, grown, background_of(shown, image), opacity, check, chosen)
         return io.NodeOutput(image_of(seen.overlays), ui=seen.in_node(cls))
 
 

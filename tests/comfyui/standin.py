@@ -9,7 +9,7 @@ import dataclasses
 import enum
 import sys
 import types
-from typing import Any
+from typing import Any, ClassVar
 
 from . import tinycomfy
 
@@ -42,7 +42,7 @@ Schema: Any = dataclasses.make_dataclass("Schema", [(name, Any, None) for name i
 
 
 class ComfyNode:
-    hidden: Any = types.SimpleNamespace(dynprompt=None, unique_id=None)  # what a host gives while it executes a node
+    hidden: Any = types.SimpleNamespace(dynprompt=None, unique_id=None, extra_pnginfo=None)  # what an execution gives
 
     @classmethod
     def GET_SCHEMA(cls) -> Schema:
@@ -72,6 +72,18 @@ class PreviewImage:
         return {"images": list(self.image), "animated": (False,)}
 
 
+class ImageSaveHelper:
+    """Keeps in `saved` what would be written, by file name."""
+
+    saved: ClassVar[dict[str, Any]] = {}
+
+    @classmethod
+    def save_images(cls, images: Any, filename_prefix: str, **_: Any) -> list[dict[str, str]]:
+        files = [f"{filename_prefix}_{len(cls.saved) + i}.png" for i in range(len(images))]
+        cls.saved.update(zip(files, images, strict=True))
+        return [{"filename": file, "subfolder": "", "type": "temp"} for file in files]
+
+
 def object_info(node: type) -> dict[str, Any]:
     """Ids, inputs in order with types, defaults and ranges, outputs with types, names and list flags."""
     schema = node.GET_SCHEMA()
@@ -98,9 +110,14 @@ def install() -> None:
     io = types.SimpleNamespace(**{kind: _Type(kind.upper()) for kind in ["Model", "Clip", "Vae", *shown]})
     vars(io).update({kind: _Type(kind.upper(), _Widget) for kind in basic})
     io.BoundingBox, io.Custom, io.Schema, io.ComfyNode = _Type("BOUNDING_BOX"), _Type, Schema, ComfyNode
+    io.FolderType = enum.Enum("FolderType", ["temp"])
     io.Hidden, io.NodeOutput = enum.Enum("Hidden", ["prompt", "extra_pnginfo", "dynprompt", "unique_id"]), NodeOutput
     latest = types.ModuleType("comfy_api.latest")
-    latest.io, latest.ui, latest.ComfyExtension = io, types.SimpleNamespace(PreviewImage=PreviewImage), object
+    latest.io, latest.ui, latest.ComfyExtension = (
+        io,
+        types.SimpleNamespace(PreviewImage=PreviewImage, ImageSaveHelper=ImageSaveHelper),
+        object,
+    )
     paths = types.ModuleType("folder_paths")
     paths.models_dir, paths.get_filename_list = "models", lambda folder: ["a.safetensors", "notes.txt"]
     paths.add_model_folder_path, paths.get_full_path = lambda name, path: None, lambda folder, name: None
