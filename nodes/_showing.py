@@ -61,7 +61,9 @@ def show(
 
 
 def hues_of(segmentation: Segmented, pictures: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "p 3"]:
-    """A colour for each phrase, unlike what it most probably covers."""
+    """A colour for each phrase, unlike what it most probably covers: the same in every node that shows `segmentation`,
+    where that has kept its own picture."""
+    pictures = pictures if segmentation.picture is None else segmentation.pictures(PREVIEW)
     return drawing.contrasting(pictures, (_sized(segmentation.soft(), pictures.shape[2:]) > INSIDE).float())
 
 

@@ -39,12 +39,11 @@ class PreviewSegmentation(io.ComfyNode):
                 io.String.Input(
                     "phrases",
                     optional=True,
-                    multiline=True,
                     default="",
                     placeholder="all",
                     dynamic_prompts=False,
-                    tooltip="Which phrases are shown: their numbers from 1, or the phrases themselves, one a line. "
-                    "Empty: all of them. A click on a line of the legend writes here.",
+                    tooltip="Which phrases are shown: their numbers from 1, with commas between. Empty: all of them. A "
+                    "click on a line of the legend writes here.",
                 ),
                 io.Int.Input(
                     "grow",
@@ -74,7 +73,7 @@ class PreviewSegmentation(io.ComfyNode):
         from ..ldznet.hosts.comfyui import raise_if_cancelled as check
 
         shown = framed(segmentation, image)
-        chosen = pick(phrases, shown.result.phrases)
+        chosen = pick(phrases.replace(",", "\n"), shown.result.phrases)
         areas = shown.masks(threshold)[:, chosen]
         grown = areas if grow == 0 else torch.stack([masks.grow(part, grow, check) for part in areas.unbind(1)], 1)
         seen = show(shown, grown, background_of(shown, image), opacity, check, chosen)

@@ -9,7 +9,7 @@ import { grown, over, overlaid, state } from "./live.js"
 const NODES = ["LDZNetPreview", "LDZNetSegment", "LDZNetSegmentCaptured"]
 const KEY = "ldznet"  // of what a run sends, and of the property that keeps the names of its files
 const TICK = 120  // milliseconds between two looks at the widgets: those of a subgraph change with no callback
-const EMPTY = 60, ROW = 20  // pixels: of a node that has run nothing yet, and of a line of the legend
+const EMPTY = 20, PICTURE = 200, ROW = 20  // pixels: of a node that has run nothing yet, of a picture, of a legend's line
 const STYLE = "display:flex;flex-direction:column;gap:4px;overflow:hidden;font:12px sans-serif;color:var(--input-text,#ddd)"
 
 const views = new Map()  // node → view
@@ -45,7 +45,7 @@ class View {
     this.element.style.cssText = STYLE
     this.element.className = "ldznet-live"
     this.canvas = document.createElement("canvas")
-    this.canvas.style.cssText = "width:100%;flex:1 1 0;min-height:0;object-fit:contain;cursor:crosshair"
+    this.canvas.style.cssText = `width:100%;flex:1 1 0;min-height:${PICTURE}px;object-fit:contain;cursor:crosshair`
     this.lines = document.createElement("div")
     this.lines.style.cssText = "flex:none;max-height:40%;overflow:auto"
     this.element.append(this.canvas, this.lines)
@@ -59,7 +59,7 @@ class View {
 
   /** Pixels that the node has to leave, at least. */
   least() {
-    return this.run ? 140 + ROW * (this.run.phrases.length + this.run.notes.length) : EMPTY
+    return this.run ? PICTURE + ROW * (this.run.phrases.length + this.run.notes.length) : EMPTY
   }
 
   /** A line in the place of the picture. */
@@ -76,9 +76,9 @@ class View {
   settings() {
     let threshold = this.widgetOf("threshold") ?? -1
     if (threshold < 0) threshold = this.followed() ?? this.run.threshold
-    const wanted = (this.widgetOf("phrases") ?? "").split("\n").map(line => line.trim()).filter(line => line && line[0] !== "#")
-    const on = this.run.phrases.map((phrase, i) =>
-      !wanted.length || wanted.some(line => line.toLowerCase() === phrase.text.toLowerCase() || line === String(i + 1)))
+    const wanted = String(this.widgetOf("phrases") ?? "").split(",").map(part => part.trim().toLowerCase()).filter(Boolean)
+    const on = this.run.phrases.map((phrase, p) =>
+      !wanted.length || wanted.includes(String(p + 1)) || wanted.includes(phrase.text.toLowerCase()))
     return { threshold, on, opacity: this.widgetOf("opacity") ?? 0.6, grow: this.widgetOf("grow") ?? 0, image: this.image }
   }
 
@@ -112,7 +112,7 @@ class View {
     this.drawn = ""
     this.draw()
     const [width, height] = this.node.computeSize()
-    this.node.setSize([Math.max(this.node.size[0], width), Math.max(this.node.size[1], height + 120)])
+    this.node.setSize([Math.max(this.node.size[0], width), Math.max(this.node.size[1], height)])
   }
 
   /** Draws anew where a widget has moved. */
@@ -160,7 +160,7 @@ class View {
     if (!widget) return
     const now = on.map((state, p) => (p === index ? !state : state))
     if (!now.some(Boolean)) return
-    widget.value = now.every(Boolean) ? "" : this.run.phrases.filter((_, p) => now[p]).map(phrase => phrase.text).join("\n")
+    widget.value = now.every(Boolean) ? "" : now.map((state, p) => (state ? p + 1 : 0)).filter(Boolean).join(", ")
     widget.callback?.(widget.value)
     this.draw()
   }

@@ -1,0 +1,197 @@
+"""What the page draws itself from the soft maps of the last run, and that a run then gives the same.
+
+Skipped, with the reason, where there is no host, no playwright or no Chromium.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from comfyui import browser, graphs, host
+
+pytestmark = pytest.mark.host
+
+WORKFLOW = host.ROOT / "workflows" / "1_generate_and_segment.json"
+PREVIEW, SEGMENT = "LDZNetPreview", "LDZNetSegment"
+LOOK = 400  # milliseconds after which a change must be seen: the page looks eight times a second
+EVERY = """() => {
+  const found = []
+  const look = graph => { for (const node of graph.nodes) { found.push(node); if (node.subgraph) look(node.subgraph) } }
+  look(app.rootGraph ?? app.graph)
+  return found
+}"""
+ELEMENT = "node => node.widgets.find(widget => widget.name === 'shown').element"
+SET = f"""([type, name, value]) => {{
+  for (const node of ({EVERY})()) if (node.type === type)
+    for (const widget of node.widgets) if (widget.name === name) widget.value = value
+}}"""
+SHOWN = f"""async ([type, seconds]) => {{
+  const until = Date.now() + seconds * 1000
+  for (;;) {{
+    const nodes = ({EVERY})().filter(node => node.type === type)
+    const canvases = nodes.map(({ELEMENT})).map(element => element.querySelector("canvas"))
+    if (nodes.length && canvases.every(canvas => !canvas.hidden && canvas.width > 0) || Date.now() > until)
+      return canvases.map(canvas => canvas.hidden ? null : [canvas.height, canvas.width,
+        Array.from(canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data)])
+    await new Promise(done => setTimeout(done, 100))
+  }}
+}}"""
+LINES = f"""type =>
+  ({EVERY})().filter(node => node.type === type).map({ELEMENT}).map(element => element.innerText)"""
+CLICK = f"""([type, text]) => {{
+  const rows = ({ELEMENT})(({EVERY})().find(node => node.type === type)).querySelectorAll("div > div > div")
+  Array.from(rows).find(row => row.textContent.startsWith(text)).click()
+}}"""
+TELL = f"""type => {{
+  const canvas = ({ELEMENT})(({EVERY})().find(node => node.type === type)).querySelector("canvas")
+  const box = canvas.getBoundingClientRect()
+  const middle = {{clientX: box.left + box.width / 2, clientY: box.top + box.height / 2}}
+  canvas.dispatchEvent(new MouseEvent("click", middle))
+}}"""
+INTO_SUBGRAPH = """type => {
+  const node = app.graph.nodes.find(node => node.type === type)
+  app.graph.convertToSubgraph(new Set([node]))
+}"""
+
+
+@pytest.fixture(scope="module")
+def page(server: host.Server) -> Iterator[browser.Page]:
+    """The page, once for this file."""
+    reason = browser.reason_to_skip()
+    if reason:
+        pytest.skip(reason)
+    opened = browser.Page(server.port)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def ran(page: browser.Page) -> browser.Page:
+    """The page, in which workflow 1 is open and has run."""
+    page.open(browser.read(WORKFLOW), "live")
+    assert page.run()["kind"] == "execution_success"
+    return page
+
+
+def shown(page: browser.Page, kind: str = PREVIEW, seconds: float = 30) -> list[Any]:
+    """RGB h w 3 in 0..255 that each node of a type shows; None for one that shows none."""
+    page.tab.wait_for_timeout(LOOK)
+    found = page.tab.evaluate(SHOWN, [kind, seconds])
+    return [part and torch.tensor(part[2]).view(part[0], part[1], 4)[..., :3] for part in found]
+
+
+def computed(server: host.Server, page: browser.Page) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of what the page would run now: the preview's overlay in 0..255, and the soft maps of its phrases p h w."""
+    prompt = {key: {name: node[name] for name in ("class_type", "inputs")} for key, node in page.prompt().items()}
+    preview = next(key for key, node in prompt.items() if node["class_type"] == PREVIEW)
+    prompt |= {"save": graphs.save([preview, 0], "overlay")}
+    prompt |= {"save maps": graphs.save(prompt[preview]["inputs"]["segmentation"], "maps")}
+    failed = host.error_of(server.run(prompt))
+    assert failed is None, failed
+    return server.saved("overlay")[0][0] * 255, server.saved("maps")[0]["probabilities"][0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"threshold": 0.25},
+        {"threshold": 0.8, "opacity": 0.3},
+        {"threshold": 0.5, "grow": 5, "opacity": 1.0},
+        {"threshold": 0.5, "grow": -2},
+        {"threshold": 0.4, "phrases": "2"},
+    ],
+    ids=str,
+)
+def test_a_run_gives_what_was_shown(server: host.Server, ran: browser.Page, changes: dict[str, Any]) -> None:
+    """But for pixels whose probability lies within 1/255 of the threshold, and their neighbours within the growth."""
+    before = shown(ran)[0]
+    for name, value in changes.items():
+        ran.tab.evaluate(SET, [PREVIEW, name, value])
+    now = shown(ran)[0]
+    assert not torch.equal(before, now)
+    overlay, maps = computed(server, ran)
+    unsure = ((maps - changes["threshold"]).abs() <= 1 / 255).any(0).float()
+    reach = abs(changes.get("grow", 0)) + 2
+    unsure = torch.nn.functional.max_pool2d(unsure[None, None], 2 * reach + 1, 1, reach)[0, 0] > 0
+    assert unsure.float().mean() < 0.5
+    assert (now - overlay).abs().amax(-1)[~unsure].max() < 2
+
+
+def test_segment_by_text_follows_its_own_threshold_and_so_does_the_preview(ran: browser.Page) -> None:
+    before, after = [shown(ran, kind)[0] for kind in (SEGMENT, PREVIEW)], []
+    ran.tab.evaluate(SET, [SEGMENT, "threshold", 0.97])
+    after = [shown(ran, kind)[0] for kind in (SEGMENT, PREVIEW)]
+    for one, other in zip(before, after, strict=True):
+        assert not torch.equal(one, other)
+
+
+def test_lines_turn_phrases_off_and_a_click_tells_what_is_there(ran: browser.Page) -> None:
+    (lines,) = ran.tab.evaluate(LINES, PREVIEW)
+    first = lines.splitlines()[0].partition(":")[0]
+    assert "score" in lines
+    before = shown(ran)[0]
+    ran.tab.evaluate(CLICK, [PREVIEW, first])
+    (lines,) = ran.tab.evaluate(LINES, PREVIEW)
+    assert lines.splitlines()[0] == f"{first}: off"
+    assert not torch.equal(shown(ran)[0], before)
+    wanted = next(node["inputs"]["phrases"] for node in ran.prompt().values() if node["class_type"] == PREVIEW)
+    assert wanted == ", ".join(str(number) for number in range(2, len(lines.splitlines()) + 1))
+    ran.tab.evaluate(CLICK, [PREVIEW, first])
+    assert torch.equal(shown(ran)[0], before)
+    ran.tab.evaluate(TELL, PREVIEW)
+    assert "at 64, 64: " in ran.tab.evaluate(LINES, PREVIEW)[0]
+
+
+def test_after_a_reload_it_is_there_until_the_files_are_gone(server: host.Server, ran: browser.Page) -> None:
+    before, saved = shown(ran)[0], ran.workflow()
+    ran.reload()
+    ran.open(saved, "again")
+    assert torch.equal(shown(ran)[0], before)
+    for file in (server.base / "temp").glob("ldznet_*"):
+        file.unlink()
+    ran.reload()
+    ran.open(saved, "gone")
+    ran.tab.wait_for_timeout(3 * LOOK)
+    assert shown(ran, seconds=1) == [None]
+    assert "Run again" in ran.tab.evaluate(LINES, PREVIEW)[0]
+    assert ran.run()["kind"] == "execution_success"
+
+
+def test_in_a_subgraph_and_beside_another_preview(page: browser.Page) -> None:
+    """Events are matched by the ids of subgraphs; each of two previews has its own settings."""
+    workflow = browser.read(WORKFLOW)
+    page.open(workflow, "twice")
+    page.tab.evaluate(
+        """type => {
+      const node = app.graph.nodes.find(node => node.type === type), other = LiteGraph.createNode(type)
+      app.graph.add(other)
+      node.getInputNode(0).connect(node.getInputLink(0).origin_slot, other, 0)
+      other.widgets.find(widget => widget.name === "threshold").value = 0.95
+    }""",
+        PREVIEW,
+    )
+    page.tab.evaluate(INTO_SUBGRAPH, PREVIEW)
+    assert page.run()["kind"] == "execution_success"
+    one, other = shown(page)
+    assert one is not None
+    assert not torch.equal(one, other)
+
+
+def test_in_nodes_2(server: host.Server, ran: browser.Page) -> None:
+    """The page's own Vue nodes: the picture is in the node, and follows the widget."""
+    saved = ran.workflow()
+    ran.tab.request.post(f"{ran.address}/api/settings", data={"Comfy.VueNodes.Enabled": True})
+    try:
+        ran.reload()
+        ran.open(saved, "vue")
+        before = shown(ran)[0]
+        canvas = ran.tab.locator(".ldznet-live canvas").first
+        assert canvas.is_visible()
+        ran.tab.evaluate(SET, [PREVIEW, "threshold", 0.9])
+        assert not torch.equal(shown(ran)[0], before)
+    finally:
+        ran.tab.request.post(f"{ran.address}/api/settings", data={"Comfy.VueNodes.Enabled": False})
+        ran.reload()
