@@ -24,6 +24,9 @@ NODES: dict[str, str] = {  # node id → module and class
     "LDZNetInnerMasks": "segment.InnerMasks",
     "LDZNetInnerCaptured": "capture.InnerCaptured",
     "LDZNetInnerPrompt": "prompts.InnerPrompt",
+    "LDZNetDetail": "detail.DetailByWords",
+    "LDZNetInnerDetail": "detail.InnerDetail",
+    "LDZNetInnerPiece": "detail.InnerPiece",
 }
 
 

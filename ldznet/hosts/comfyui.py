@@ -15,6 +15,7 @@ from typing import Any
 
 import comfy.model_management as memory
 import comfy.ops
+import comfy.samplers
 import comfy.utils
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -61,6 +62,7 @@ __all__ = [
     "model_space",
     "open_head",
     "raise_if_cancelled",
+    "sampler_names",
     "typed",
 ]
 
@@ -302,6 +304,11 @@ def attention_head(model: Any) -> Head:
     if model not in _WITHOUT_FILE:
         _WITHOUT_FILE[model] = open_head("attention", "attention")
     return _WITHOUT_FILE[model]
+
+
+def sampler_names() -> tuple[list[str], list[str]]:
+    """What a KSampler offers: samplers, and schedulers."""
+    return list(comfy.samplers.KSampler.SAMPLERS), list(comfy.samplers.KSampler.SCHEDULERS)
 
 
 class Progress:

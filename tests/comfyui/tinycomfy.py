@@ -348,6 +348,8 @@ def modules() -> dict[str, ModuleType]:
     module("comfy.ops", manual_cast=nn)
     module("comfy.latent_formats", SD15=SD15Latents)
     module("comfy.utils", ProgressBar=ProgressBar)
+    names = {"SAMPLERS": ["euler", "ddim"], "SCHEDULERS": ["normal", "ddim_uniform"]}
+    module("comfy.samplers", KSampler=SimpleNamespace(**names))
     module("comfy.patcher_extension", WrappersMP=WRAPPED)
     module("comfy.model_patcher", ModelPatcher=ModelPatcher)
     module("comfy.sd", CLIP=CLIP, VAE=VAE)
