@@ -31,13 +31,13 @@ def read_phrases(text: str) -> list[str]:
     return lines
 
 
-def read_regions(text: str) -> list[tuple[str, str]]:
+def read_regions(text: str, name: str = "regions") -> list[tuple[str, str]]:
     """(phrase, prompt) of lines "phrase => prompt"."""
     pairs = []
-    for line in read_lines(text, "regions"):
+    for line in read_lines(text, name):
         phrase, arrow, prompt = (part.strip() for part in line.partition(ARROW))
         if not (phrase and arrow and prompt):
-            raise InputError(f'Expected lines "phrase => prompt", got "{line}". (socket: regions)')
+            raise InputError(f'Expected lines "phrase => prompt", got "{line}". (socket: {name})')
         pairs.append((phrase, prompt))
     return pairs
 

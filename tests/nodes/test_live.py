@@ -43,7 +43,7 @@ SHOWN = f"""async ([type, seconds]) => {{
 LINES = f"""type =>
   ({EVERY})().filter(node => node.type === type).map({ELEMENT}).map(element => element.innerText)"""
 CLICK = f"""([type, text]) => {{
-  const rows = ({ELEMENT})(({EVERY})().find(node => node.type === type)).querySelectorAll("div > div > div")
+  const rows = ({ELEMENT})(({EVERY})().find(node => node.type === type)).querySelectorAll(".ldznet-live > div > div")
   Array.from(rows).find(row => row.textContent.startsWith(text)).click()
 }}"""
 TELL = f"""type => {{
@@ -196,6 +196,7 @@ def test_in_nodes_2(server: host.Server, ran: browser.Page) -> None:
         ran.reload()
         ran.open(saved, "vue")
         before = shown(ran)[0]
+        ran.command("Comfy.Canvas.FitView")
         ran.tab.locator(".ldznet-live canvas:visible").first.wait_for()
         ran.tab.evaluate(SET, [PREVIEW, "threshold", 0.9])
         moved(ran, before)
