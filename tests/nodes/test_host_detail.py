@@ -17,12 +17,12 @@ pytestmark = pytest.mark.host
 
 SETTINGS = {"seed": 3, "steps": 4, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 0.7}
 CROPS = {"side": 128, "padding": 8, "feather": 2}
-CAT = "a purple cat"  # of scene 22
+SEED, THING = 21, "a heart"
 
 
 def detail(server: host.Server, details: str, **changes: Any) -> graphs.Prompt:
-    """A scene beside its mirror image, so that its cat is there twice and far apart; and Detail by Words."""
-    one = scene(22, "photo").image
+    """A scene beside its mirror image, so that its heart is there twice and far apart; and Detail by Words."""
+    one = scene(SEED, "photo").image
     Image.fromarray(np.concatenate([one, one[:, ::-1]], axis=1)).save(server.base / "input" / "two.png")
     links = {
         "model": ["world", 0],
@@ -47,7 +47,7 @@ def run(server: host.Server, prompt: graphs.Prompt) -> dict[str, Any]:
 
 
 def test_two_finds_are_two_crops_and_the_rest_stays(server: host.Server) -> None:
-    found = run(server, detail(server, f"{CAT} => a photo of a yellow cat on grass"))
+    found = run(server, detail(server, f"{THING} => a photo of a yellow heart on grass"))
     lines = found["report"].splitlines()
     assert len(lines) == 2
     widths = [int(width) for width in re.findall(r": (\d+) x \d+ at", found["report"])]
@@ -84,5 +84,5 @@ def test_latents_in_a_batch(server: host.Server) -> None:
 
 
 def test_nothing_to_look_at_is_said(server: host.Server) -> None:
-    prompt = detail(server, f"{CAT} => a cat", image=None)
+    prompt = detail(server, f"{THING} => a star", image=None)
     assert "Expected an image or a latent, got neither" in (host.error_of(server.run(prompt)) or "")
