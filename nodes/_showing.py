@@ -52,9 +52,11 @@ def show(
     """`masks` (0 or 1) of the `chosen` phrases of `segmentation` (all, if None) over `pictures` in [0, 1], of their
     size or smaller; `check` may raise. Colours are the same at every threshold."""
     chosen = list(range(len(segmentation.result.phrases)) if chosen is None else chosen)
-    size, masks, hues = pictures.shape[2:], masks.cpu(), hues_of(segmentation, pictures)
+    masks, hues = masks.cpu(), hues_of(segmentation, pictures)
     areas = masks.mean(dim=(2, 3))
-    overlays = drawing.overlay(pictures, F.interpolate(masks, size, mode="nearest"), opacity, hues[chosen], check)
+    overlays = drawing.overlay(
+        pictures, F.interpolate(masks, pictures.shape[2:], mode="nearest"), opacity, hues[chosen], check
+    )
     part, notes = segmentation.select(chosen), segmentation.remarks()
     texts = ["\n".join([*legend(part, b, areas[b]), *notes]) for b in range(len(overlays))]
     return Shown(overlays, texts, segmentation, pictures, hues, chosen)
@@ -64,7 +66,9 @@ def hues_of(segmentation: Segmented, pictures: Float[Tensor, "b 3 H W"]) -> Floa
     """A colour for each phrase, unlike what it most probably covers: the same in every node that shows `segmentation`,
     where that has kept its own picture."""
     pictures = pictures if segmentation.picture is None else segmentation.pictures(PREVIEW)
-    return drawing.contrasting(pictures, (_sized(segmentation.soft(), pictures.shape[2:]) > INSIDE).float())
+    return drawing.contrasting(
+        pictures, (_sized(segmentation.soft(), (pictures.shape[2], pictures.shape[3])) > INSIDE).float()
+    )
 
 
 def live(segmentation: Segmented, pictures: Float[Tensor, "b 3 H W"], hues: Float[Tensor, "p 3"]) -> dict[str, Any]:
@@ -103,7 +107,7 @@ def _sized(maps: Float[Tensor, "b c h w"], size: Size) -> Float[Tensor, "b c H W
     maps = maps.cpu()
     if maps.shape[2:] == torch.Size(size):
         return maps
-    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def _saved(name: str, pictures: Float[Tensor, "n 3 h w"]) -> list[dict[str, str]]:
