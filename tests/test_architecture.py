@@ -17,9 +17,9 @@ ONE_FILE = {
     "comfy": {"hosts/comfyui.py", "hosts/comfyui_world.py"},
 }
 ORDER = (  # a part of ldznet imports what stands before it, and nothing after it
-    *("errors", "bounds", "placing", "shapes", "writing", "sources", "clip_bpe", "phrases", "combining", "contracts"),
-    "convolving",
-    *("taps", "schedule", "config", "images", "masks", "shaping", "drawing", "segmentation", "attention", "capture"),
+    *("errors", "bounds", "placing", "shapes", "writing", "sources", "clip_bpe", "phrases", "prompted", "combining"),
+    *("contracts", "convolving", "taps", "schedule", "config", "images", "masks", "piecewise", "cropping", "shaping"),
+    *("drawing", "segmentation", "attention", "capture"),
     *("models", "checkpoints", "predictor", "tinyworld", "hosts", "webui", "data", "train", "evaluate", "cli"),
     "__main__",
 )
