@@ -43,10 +43,15 @@ LISTEN = """seconds => {
 ENDED = "() => window.ended"
 PICTURES = """async ([type, seconds]) => {
   const until = Date.now() + seconds * 1000
+  const drawn = node => node.widgets?.find(widget => widget.name === "shown")?.element.querySelector("canvas")
+  const sizes = node => {
+    const canvas = drawn(node)
+    if (canvas) return canvas.hidden ? [] : [[canvas.width, canvas.height]]
+    return (node.imgs ?? []).map(image => [image.naturalWidth, image.naturalHeight])
+  }
   for (;;) {
-    const shown = app.graph.nodes.filter(node => node.type === type).map(node => node.imgs ?? [])
-    if (shown.every(images => images.some(image => image.naturalWidth > 0)) || Date.now() > until)
-      return shown.map(images => images.map(image => [image.naturalWidth, image.naturalHeight]))
+    const shown = app.graph.nodes.filter(node => node.type === type).map(sizes)
+    if (shown.every(found => found.some(([width]) => width > 0)) || Date.now() > until) return shown
     await new Promise(done => setTimeout(done, 100))
   }
 }"""
