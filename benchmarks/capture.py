@@ -54,7 +54,7 @@ def rows(count: int) -> Iterator[tuple[str, Row]]:
     measured = [measure(host, head, item, FIRST_SEED + i) for i, item in enumerate(items)]
     images, values = np.repeat(np.arange(count), [len(part) for part in measured]), np.concatenate(measured)
     for i, kind in enumerate(KINDS):
-        less = {"less than its own pass": mean(values[:, i] - values[:, 0], images)} if i else {}
+        less = {"over its own pass": mean(values[:, i] - values[:, 0], images)} if i else {}
         yield kind, {"mIoU": mean(values[:, i], images), **less, "n phrases": len(values), "images": count}
 
 

@@ -16,7 +16,7 @@ from ..images import to_pictures, to_pixels
 from ..tinyworld import COLOURS, Scene, scene
 from ..tinyworld.words import matching
 
-TIMESTEP = 500  # half way: forms stay, surfaces are drawn anew
+TIMESTEP = 300  # from 500 on forms move, and the masks from before are wrong
 PALETTE = np.array(list(COLOURS.values()), np.float32)
 
 

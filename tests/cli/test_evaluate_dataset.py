@@ -68,10 +68,12 @@ def test_pictures_may_stay_as_they_are(tmp_path: Path) -> None:
 
 def test_nothing_is_cut_off_a_folder_s_pictures(tmp_path: Path) -> None:
     making.picture(tmp_path / "a.png", (120, 40))
-    making.mask(tmp_path / "a_left.png", (120, 40))
-    making.index(tmp_path, {"image": "a.png", "masks": {"left": "a_left.png"}})
+    quarter = np.zeros((40, 120), np.uint8)
+    quarter[:, :30] = 255  # which a central crop leaves out
+    Image.fromarray(quarter).save(tmp_path / "a_quarter.png")
+    making.index(tmp_path, {"image": "a.png", "masks": {"quarter": "a_quarter.png"}})
     for name in ("folder", "aigi"):
-        assert command.opened(setting(tmp_path, name), 64)[0].masks[0].mean() == 0.5
+        assert command.opened(setting(tmp_path, name), 64)[0].masks[0].mean() == 0.25
 
 
 def test_published_rows_stand_beside_and_say_what_differs() -> None:
