@@ -6,6 +6,7 @@ The UNet is `small.unet()` under the hosts' call signatures; VAE and text encode
 
 from __future__ import annotations
 
+import re
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -93,6 +94,26 @@ class Encoder(nn.Module):
 
     def skipped(self) -> bool:
         return opts.data["CLIP_stop_at_last_layers"] > 1
+
+    def tokenize_line(self, line: str) -> tuple[list[Any], int]:
+        """Chunks of 75 tokens; BREAK begins one, brackets and weights are no tokens, "<x3>" is a textual inversion."""
+        chunks: list[Any] = []
+        for part in re.split(r"\s*\bBREAK\b\s*", line):
+            ids, fixes = [], []
+            for text in re.split(r"(<x\d>)", re.sub(r"[()]|:[\d.]+(?=\))", "", part)):
+                if match := re.fullmatch(r"<x(\d)>", text):
+                    fixes.append(SimpleNamespace(offset=len(ids), embedding=SimpleNamespace(vectors=int(match[1]))))
+                ids += [0] * int(match[1]) if match else self.words.ids(text)
+            for start in range(0, max(1, len(ids)), 75):
+                row = ids[start : start + 75]
+                padded = [self.id_start, *row, *[self.id_end] * (76 - len(row))]
+                chunks.append(SimpleNamespace(tokens=padded, fixes=fixes if not start else []))
+        return chunks, 0
+
+    def prompt(self, text: str) -> Tensor:
+        """A prompt's conditioning n d."""
+        chunks = self.tokenize_line(text)[0]
+        return torch.cat([self.encode_with_transformers(torch.tensor([chunk.tokens]))[0] for chunk in chunks])
 
     def encode_with_transformers(self, tokens: Tensor) -> Tensor:
         hidden = self.first(self.embedding(tokens)).cumsum(dim=1)
