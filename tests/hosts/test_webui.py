@@ -110,6 +110,31 @@ def test_a_forge_s_models_are_loaded_before_each_use(name: str, monkeypatch: pyt
     ]
 
 
+@pytest.mark.parametrize("name", webuis.HOSTS)
+def test_a_forge_runs_in_inference_mode_and_gives_tensors_like_any_other(name: str) -> None:
+    """What a Forge loads outside of that mode, it cannot use inside."""
+    host, modes = open_webui(webuis.HOSTS[name]()), list[bool]()
+    for module in (host._unet, host._vae.quant_conv, host._encoders()[0].embedding, host._vae.decoder):
+        module.register_forward_pre_hook(lambda *_: modes.append(torch.is_inference_mode_enabled()))
+    latents = host.encode_image(torch.zeros(1, 3, 128, 128))
+    context = host.encode_text(["grass"])
+    taps = host.extract(latents, torch.tensor([100]), context, ["input.1"])
+    given = [latents, context, taps["input.1"], host.decode_latents(latents)]
+    assert modes == [name != "A1111"] * 4
+    assert not any(tensor.is_inference() or tensor.requires_grad for tensor in given)
+    assert not torch.is_inference_mode_enabled()
+
+
+@pytest.mark.parametrize("name", webuis.HOSTS)
+def test_a_forge_is_told_of_a_head(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory: Any = ModuleType("backend.memory_management")
+    asked: list[Any] = []
+    memory.free_memory = lambda size, device: asked.append((size, device))
+    monkeypatch.setitem(sys.modules, memory.__name__, memory)
+    open_webui(webuis.HOSTS[name]()).make_room(5)
+    assert asked == ([] if name == "A1111" else [(5, torch.device("cpu"))])
+
+
 @pytest.mark.parametrize("name", ["Forge", "reForge"])
 def test_a_forge_s_unet_gets_its_computation_dtype(name: str) -> None:
     model = webuis.HOSTS[name]()

@@ -131,6 +131,9 @@ def test_off_loads_nothing_and_touches_nothing(script: Any, arguments: list[Any]
     before = dict(vars(p))
     section, pp = script.LDZNetScript(), SimpleNamespace(image="as it was")
     section.process(p, *arguments)
+    section.process_before_every_sampling(p, *arguments, x=None, noise=None, c=None, uc=None)
+    section.post_sample(p, SimpleNamespace(samples=None), *arguments)
+    section.postprocess_image(p, pp, *arguments)
     section.postprocess_image_after_composite(p, pp, *arguments)
     section.postprocess(p, None, *arguments)
     assert vars(p) == before
@@ -285,3 +288,98 @@ def test_the_route_s_errors_are_the_caller_s(script: Any) -> None:
     with pytest.raises(Refused) as caught:
         app.added["/ldznet/segment"][0]({"a": 1})
     assert (caught.value.status_code, caught.value.detail) == (422, "Expected less, got {'a': 1}.")
+
+
+def test_txt2img_hides_what_is_img2img_s(script: Any) -> None:
+    hidden = [name for name, component in script.components(False).items() if component.named.get("visible") is False]
+    assert sorted(hidden) == sorted(script.OF_IMG2IMG)
+    assert all(component.named.get("visible", True) for component in script.components(True).values())
+
+
+def test_a_prompt_s_parts_are_as_the_last_step_has_them(script: Any) -> None:
+    asked: list[Any] = []
+
+    def schedules(parts: list[str], *steps: Any) -> list[Any]:
+        asked.append(steps)
+        return [[[3, "early"], [20, f"{part} at the end"]] for part in parts]
+
+    script.prompt_parser.get_multicond_prompt_list = lambda prompts: ([[(1, 1.0), (0, 0.5)]], ["b", "a"], {})
+    script.prompt_parser.get_learned_conditioning_prompt_schedules = schedules
+    script.shared.opts = SimpleNamespace(use_old_scheduling=False)
+    p = SimpleNamespace(steps=20, firstpass_steps=40, step_multiplier=2, hr_second_pass_steps=0, is_hr_pass=False)
+    assert script.texts(p, "a AND b") == ["a at the end", "b at the end"]
+    p.is_hr_pass = True
+    script.texts(p, "a AND b")
+    assert asked == [(40, None, False), (40, 40, False)]
+
+
+class Inner(SimpleNamespace):
+    """StableDiffusionProcessingImg2Img as it is made for a detail."""
+
+    closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def prepared_for_details(script: Any, done: list[Any]) -> tuple[Any, Any, Any]:
+    """A run that is in the middle, a pass to be made, and what the host was asked to run."""
+    ran: list[Any] = []
+    script.shared.state = SimpleNamespace(interrupted=False, skipped=False)
+    script.shared.sd_model = SimpleNamespace(applied_token_merged_ratio=0.5)
+    script.processing.StableDiffusionProcessingImg2Img = Inner
+
+    def process_images(p: Any) -> Any:
+        ran.append(p)
+        script.shared.sd_model.applied_token_merged_ratio = 0  # as the host leaves it
+        return SimpleNamespace(images=done)
+
+    def merge(model: Any, ratio: float) -> None:
+        model.applied_token_merged_ratio = ratio
+
+    script.processing.process_images, script.sd_models.apply_token_merging = process_images, merge
+    names = ("outpath_samples", "outpath_grids", "subseed_strength", "sampler_name", "steps", "cfg_scale", "tiling")
+    p = SimpleNamespace(
+        **{name: f"its {name}" for name in names},
+        all_prompts=["a", "b <lora:x:1>"],
+        all_negative_prompts=["no", "none"],
+        all_seeds=[5, 6],
+        all_subseeds=[7, 8],
+        width=100,
+        height=64,
+        scheduler="Karras",
+    )
+    order = Settings.of([{"details": "the hat => a hat"}]).orders[0]
+    job = SimpleNamespace(
+        picture="picture", mask="mask", order=order, settings=Settings(size=520, blur=3), at=1, number=2
+    )
+    return p, job, ran
+
+
+def test_a_detail_is_img2img_s_own_run(script: Any) -> None:
+    p, job, ran = prepared_for_details(script, ["done"])
+    assert script.painted(p, job) == "done"
+    (again,) = ran
+    assert (again.prompt, again.negative_prompt, again.seed, again.subseed) == ("a hat", "none", 8, 8)
+    assert (again.width, again.height, again.steps, again.scheduler) == (520, 520, "its steps", "Karras")
+    assert (again.init_images, again.mask, again.mask_blur, again.inpaint_full_res) == (["picture"], "mask", 3, True)
+    assert again.override_settings["overlay_inpaint"] is True  # or the host would not keep what is outside
+    assert again.closed == 1
+    assert not hasattr(again, "scripts")
+    assert script.shared.sd_model.applied_token_merged_ratio == 0.5
+    job.order, job.settings = job.order._replace(prompt=""), Settings(steps=9)
+    script.painted(p, job)
+    assert (ran[1].prompt, ran[1].steps, ran[1].width, ran[1].height) == ("b <lora:x:1>", 9, 96, 64)
+
+
+@pytest.mark.parametrize("how", ["interrupted", "skipped", "no picture", "an error"])
+def test_a_detail_that_was_stopped_is_none(script: Any, how: str) -> None:
+    p, job, ran = prepared_for_details(script, [] if how == "no picture" else ["half"])
+    if how == "an error":
+        script.processing.process_images = lambda again: (ran.append(again), 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            script.painted(p, job)
+    else:
+        vars(script.shared.state).update({how: True})
+        assert script.painted(p, job) is None
+    assert ran[0].closed == 1

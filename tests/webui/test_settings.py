@@ -14,7 +14,27 @@ from ldznet.webui import settings as module
 from ldznet.webui.settings import CUT, DEFAULTS, EACH, NAMES, STOP, Settings, key_of, restored
 
 CHANGED = Settings(
-    True, "a dog\nthe sky - clouds", "own.safetensors", 0.25, -3, 7, True, 40, "PAMR", True, EACH, CUT, STOP
+    True,
+    "a dog\nthe sky - clouds",
+    "own.safetensors",
+    0.25,
+    -3,
+    7,
+    True,
+    40,
+    "PAMR",
+    True,
+    EACH,
+    CUT,
+    STOP,
+    "the hat => a red hat, felt\n# no\nthe face",
+    0.75,
+    512,
+    30,
+    64,
+    8,
+    True,
+    True,
 )
 
 
@@ -56,6 +76,8 @@ def test_off_is_off() -> None:
     assert not Settings(enabled=True, phrases=" \n# a comment\n").is_on
     assert not Settings(phrases="a dog").is_on
     assert CHANGED.lines == ["a dog", "the sky - clouds"]
+    assert CHANGED.orders == [("the hat", "a red hat, felt"), ("the face", "")]
+    assert Settings(enabled=True, details="the face").is_on
 
 
 def test_infotext_gives_every_setting_back() -> None:
@@ -64,6 +86,14 @@ def test_infotext_gives_every_setting_back() -> None:
     few = {key: str(value) for key, value in Settings(True, "a dog").infotext().items()}
     assert few == {"LDZNet phrases": "a dog"}
     assert {name: restored(name, few) for name in NAMES} == {**DEFAULTS, "enabled": True, "phrases": "a dog"}
+
+
+def test_infotext_of_details_alone_gives_them_back() -> None:
+    written = Settings(True, details="the face => a smile").infotext()
+    assert written == {"LDZNet details": "the face => a smile"}
+    assert restored("details", written) == "the face => a smile"
+    assert restored("enabled", written) is True
+    assert restored("phrases", written) == ""
 
 
 def test_infotext_of_others_changes_nothing() -> None:
