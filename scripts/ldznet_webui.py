@@ -257,7 +257,7 @@ def without_networks():
 
 
 def texts(p, prompt):
-    """The parts of a prompt between AND, as editing and alternation leave them at the last step."""
+    """Of each part of a prompt between AND the texts that editing and alternation make of it, in their order."""
     (indexes,), parts, _ = prompt_parser.get_multicond_prompt_list([prompt])
     steps, later = getattr(p, "firstpass_steps", None) or p.steps, None
     if getattr(p, "is_hr_pass", False):
@@ -265,7 +265,7 @@ def texts(p, prompt):
     schedules = prompt_parser.get_learned_conditioning_prompt_schedules(
         list(parts), steps, later, getattr(shared.opts, "use_old_scheduling", False)
     )
-    return [schedules[index][-1][1] for index, _ in indexes]
+    return [[text for _, text in schedules[index]] for index, _ in indexes]
 
 
 def painted(p, job):

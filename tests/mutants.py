@@ -40,11 +40,30 @@ class Mutant(NamedTuple):
 
 
 HAND = "test_by_hand.py"
+DETAILS, SAMPLED = "webui/test_details.py", "hosts/test_webui_capture.py"
 COMBINING, CLI = "test_combining.py", "cli/test_results.py"
 VALUES, EXECUTE = "nodes/test_values.py", "nodes/test_execute.py"
 MASKED, DISC = "nodes/test_mask_nodes.py", "test_masks.py"
 REGIONS, PUBLISHED = "data/test_regions.py", "data/test_published.py"
 MUTANTS = [
+    Mutant("ldznet/hosts/webui_capture.py", 'vars(sampler).pop("launch_sampling", None)', "pass", SAMPLED),
+    Mutant("ldznet/hosts/webui_capture.py", "self.step, self.taken = step, set()", "self.step = step", SAMPLED),
+    Mutant("ldznet/hosts/webui_capture.py", "self.taken.add(key)", "pass", SAMPLED),
+    Mutant("ldznet/hosts/webui_capture.py", "            del module.forward\n", "            pass\n", SAMPLED),
+    Mutant("ldznet/hosts/webui_capture.py", "not _repeats(row, own)", "False", SAMPLED),
+    Mutant("ldznet/hosts/webui.py", "row[first : first + count] = [-1] * count", "pass", SAMPLED),
+    Mutant(
+        "ldznet/hosts/webui.py", "grad_free = torch.inference_mode", "grad_free = torch.no_grad", "hosts/test_webui.py"
+    ),
+    Mutant("ldznet/webui/sampling.py", "_typed(part.schedules[i].cond", "_typed(part.schedules[0].cond", SAMPLED),
+    Mutant("ldznet/webui/sampling.py", "max(keys, key=lambda key: said[key])", "keys[0]", SAMPLED),
+    Mutant("ldznet/webui/sampling.py", "if step <= end", "if step < end", SAMPLED),
+    Mutant("ldznet/webui/sampling.py", "key in self.last and ", "", SAMPLED),
+    Mutant("ldznet/webui/detailing.py", "details.found[p.batch_index]", "details.found[0]", DETAILS),
+    Mutant("ldznet/webui/detailing.py", "yield (picture := done)", "yield done", DETAILS),
+    Mutant("ldznet/webui/detailing.py", "        if done is None:", "        if False:", DETAILS),
+    Mutant("ldznet/webui/detailing.py", "if running.is_left(p) or latents is None", "if latents is None", DETAILS),
+    Mutant("ldznet/webui/settings.py", "Order(phrase.strip(), prompt.strip())", "Order(phrase, prompt)", DETAILS),
     Mutant("ldznet/phrases.py", 'return template.replace("{}", phrase)', "return phrase", HAND),
     Mutant("ldznet/models/trained.py", "fill(config.template, phrase)", 'fill("a photo of a {}.", phrase)', HAND),
     Mutant("ldznet/models/trained.py", "presence.float().sigmoid()", "presence.float().sigmoid() * 0.1", HAND),

@@ -8,7 +8,7 @@ and UNet is gone when the run ends, whatever ends it. Imports nothing of any hos
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -21,6 +21,7 @@ from ..capture import AttentionCapture, Capture, Run, Typed
 from ..shapes import Float, Size
 
 LATEST = "latest"  # the key of the one run that a capture keeps here
+Key = tuple[int, int, int]  # a picture's place in the batch, a part of its prompt (AND), a text of that part (editing)
 is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # not in the oldest torch that works here
 
 
@@ -45,18 +46,24 @@ def around_next_run(
 
 
 @contextlib.contextmanager
-def calls_read(capture: Capture, unet: nn.Module, prompts: Mapping[int, Typed], size: Size) -> Iterator[Run]:
-    """`capture` reads what `unet` is called with inside, of pictures of latent `size` by their places in the batch."""
-    contexts = {place: prompt.context for place, prompt in prompts.items()}
-    run = Run(dict.fromkeys(prompts, 1.0), size, contexts, nearest=0.0)
+def calls_read(
+    capture: Capture,
+    unet: nn.Module,
+    prompts: Mapping[Key, Typed],
+    size: Size,
+    in_force: Callable[[], Collection[Key]],
+) -> Iterator[Run]:
+    """`capture` reads what `unet` is called with inside for those of `prompts` that are `in_force()` at that call, of
+    pictures of latent `size`."""
+    run = Run(dict.fromkeys(prompts, 1.0), size, {key: typed.context for key, typed in prompts.items()}, nearest=0.0)
     rows = _Rows(run)
 
     def call(forward: Callable[..., Any], *given: Any, **named: Any) -> Any:
         x, steps, context = (_argument(i, name, given, named) for i, name in enumerate(("x", "timesteps", "context")))
         if is_compiling() or not all(isinstance(part, Tensor) for part in (x, steps, context)):
             return forward(*given, **named)
-        step = float(steps.flatten()[0])
-        keys = rows.keys(step, context) if len(context) == len(x) else [None]
+        step, now = float(steps.flatten()[0]), in_force()
+        keys = rows.keys(step, context, now) if len(context) == len(x) else [None]
         return capture.call(unet, (x.shape[-2], x.shape[-1]), step, keys, lambda: forward(*given, **named))
 
     with capture.running(LATEST, run), forward_through(unet, call):
@@ -82,38 +89,40 @@ def forward_through(module: nn.Module, call: Callable[..., Any]) -> Iterator[Non
 
 
 class _Rows:
-    """Which picture each row of a call is of. At each step a picture counts once: guidance may call again."""
+    """Which prompt each row of a call is of. At each step a prompt counts once: guidance may call again."""
 
     def __init__(self, run: Run) -> None:
-        self.run, self.own = run, {place: context[0] for place, context in run.contexts.items()}
-        self.lengths: dict[int, int] = {}
-        self.step, self.taken = float("nan"), set[int]()
+        self.run, self.own = run, {key: context[0] for key, context in run.contexts.items()}
+        self.lengths: dict[Key, int] = {}
+        self.step, self.taken = float("nan"), set[Key]()
 
-    def keys(self, step: float, context: Float[Tensor, "r n d"]) -> list[int | None]:
-        """A place for each row, None for one that is of no positive prompt."""
+    def keys(self, step: float, context: Float[Tensor, "r n d"], in_force: Collection[Key]) -> list[Key | None]:
+        """A key for each row, None for one that is of no prompt in force."""
         if step != self.step:
             self.step, self.taken = step, set()
-        return [self._place(row) for row in context]
+        return [self._key(row, [key for key in self.own if key in in_force]) for row in context]
 
-    def _place(self, row: Float[Tensor, "n d"]) -> int | None:
-        for place, own in self.own.items():
-            if place in self.taken or self.lengths.get(place, len(row)) != len(row) or not _begins(row, own):
+    def _key(self, row: Float[Tensor, "n d"], candidates: Sequence[Key]) -> Key | None:
+        for key in candidates:
+            own = self.own[key]
+            if key in self.taken or self.lengths.get(key, len(row)) != len(row) or not _begins(row, own):
                 continue
-            if place not in self.lengths and not _repeats(row, own):
-                self.run.contexts = {**self.run.contexts, place: row[None]}  # padded: not one text over and over
-            self.lengths[place] = len(row)
-            self.taken.add(place)
-            return place
+            if key not in self.lengths and not _repeats(row, own):
+                self.run.contexts = {**self.run.contexts, key: row[None]}  # padded: not one text over and over
+            self.lengths[key] = len(row)
+            self.taken.add(key)
+            return key
         return None
 
 
-def seen_of(capture: AttentionCapture, place: int, prompt: Typed, phrases: Sequence[str], tokenize: Tokenize) -> Any:
-    """What was captured of a picture's `phrases`, for the attention head; None where nothing was."""
+def seen_of(
+    capture: AttentionCapture, key: Key, prompt: Typed, phrases: Sequence[str], tokenize: Tokenize
+) -> CapturedAttention | None:
+    """What was captured of `phrases` with a prompt, for the attention head; None where nothing was."""
     run = capture.done.get(LATEST)
-    if run is None or place not in run.means:
+    if run is None or key not in run.means:
         return None
-    found = spoken(prompt.ids, phrases, tokenize)
-    return CapturedAttention(capture.attention(run, place), found, run.size) if found.phrases else None
+    return CapturedAttention(capture.attention(run, key), spoken(prompt.ids, phrases, tokenize), run.size)
 
 
 def _argument(position: int, name: str, given: Sequence[Any], named: Mapping[str, Any]) -> Any:

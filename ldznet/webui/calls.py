@@ -23,7 +23,7 @@ class Calls:
     flatten: Callable[[Image.Image], Image.Image]  # RGB, as the host does away with transparency
     resized: Callable[[Any, Image.Image], Image.Image]  # a picture as `p` would give it back, were nothing repainted
     without_networks: Callable[[], AbstractContextManager[None]]  # LoRAs out of the model
-    texts: Callable[[Any, str], list[str]]  # a prompt's parts between AND, as they are when sampling ends
+    texts: Callable[[Any, str], list[list[str]]]  # of each part of a prompt (AND) what editing makes of it, in order
     cancelled: Callable[[], bool]
     stop: Callable[[], None]  # no picture at all
     failed: Callable[[str], None]  # into the log, with the traceback

@@ -40,18 +40,18 @@ def encoder_of(model: Any) -> Any:
 
 
 def conditionings(model: Any, prompts: Sequence[str]) -> Any:
-    """The host's positive conditionings: "|" parts what stands in a prompt until half of the steps and after it."""
+    """The host's positive conditionings: "|" parts what stands in a prompt at the first step and at the second."""
 
     def part(text: str) -> Any:
         texts = text.split("|")
-        schedules = [SimpleNamespace(end_at_step=i + 1, cond=encoder_of(model).prompt(t)) for i, t in enumerate(texts)]
+        schedules = [SimpleNamespace(end_at_step=i, cond=encoder_of(model).prompt(t)) for i, t in enumerate(texts)]
         return SimpleNamespace(schedules=schedules)
 
     return SimpleNamespace(batch=[[part(text) for text in prompt.split(" AND ")] for prompt in prompts])
 
 
-def texts(p: Any, prompt: str) -> list[str]:
-    return [part.split("|")[-1] for part in prompt.split(" AND ")]
+def texts(p: Any, prompt: str) -> list[list[str]]:
+    return [part.split("|") for part in prompt.split(" AND ")]
 
 
 class Sampler:
@@ -59,6 +59,7 @@ class Sampler:
 
     def __init__(self, unet: Any, x: Tensor, rows: Callable[[int], list[tuple[Tensor, Tensor]]], calls: Any) -> None:
         self.unet, self.x, self.rows, self.calls = unet, x, rows, calls
+        self.model_wrap_cfg = SimpleNamespace(step=0)
 
     def launch_sampling(self, steps: int, func: Callable[[], Any]) -> Tensor:
         return func()
@@ -68,6 +69,7 @@ class Sampler:
 
     def steps(self) -> Tensor:
         for number, t in enumerate(STEPS):
+            self.model_wrap_cfg.step = number
             for x, context in self.calls(self.rows(number)):
                 self.unet(x, torch.full((len(x),), t), context=context)
         return self.x
@@ -163,12 +165,12 @@ def test_each_picture_s_own_rows_are_read(name: str, calls: str) -> None:
     run, encoder = words.capture.done[LATEST], encoder_of(model)
     assert clean(words.unet)
     assert "launch_sampling" not in vars(sampler)
-    assert set(words.prompts) == set(run.means) == {0, 1, 2}
+    assert set(words.prompts) == set(run.means) == {(0, 0, 0), (1, 0, 0), (2, 0, 0)}
     for place, prompt in enumerate(prompts):
         context = encoder.prompt(prompt)
         if calls in ("together", "twice"):
             ((_, context),) = last_repeated([(sampler.x, context), (sampler.x, encoder.prompt(prompts[1]))])[:1]
-        maps = words.capture.attention(run, place)
+        maps = words.capture.attention(run, (place, 0, 0))
         for block, want in expected(words, sampler.x[place], [context] * 2, STEPS).items():
             torch.testing.assert_close(maps.cross[block], want, atol=1e-5, rtol=1e-4)
         assert set(maps.self_attention) == set(words.capture.self_blocks)
@@ -192,10 +194,29 @@ def test_of_an_edited_prompt_what_stands_at_the_end_counts(model: Any) -> None:
     captured, line = words.seen(0, open_webui(model).tokenize)
     assert line.startswith('read from the sampling: "purple cat"')
     last = encoder_of(model).prompt("a purple cat")
-    maps = words.capture.attention(words.capture.done[LATEST], 0)
+    maps = words.capture.attention(words.capture.done[LATEST], (0, 0, 1))
     for block, want in expected(words, sampler.x[0], [last], STEPS[1:]).items():
         torch.testing.assert_close(maps.cross[block], want, atol=1e-5, rtol=1e-4)
     assert captured is not None
+
+
+def test_pictures_are_told_apart_where_one_s_prompt_comes_to_be_another_s(model: Any) -> None:
+    words, sampler = ran(model, ["a red star|a purple cat", "a purple cat"], ["purple cat"])
+    context = encoder_of(model).prompt("a purple cat")
+    for key, steps in (((0, 0, 1), STEPS[1:]), ((1, 0, 0), STEPS)):
+        maps = words.capture.attention(words.capture.done[LATEST], key)
+        for block, want in expected(words, sampler.x[key[0]], [context] * len(steps), steps).items():
+            torch.testing.assert_close(maps.cross[block], want, atol=1e-5, rtol=1e-4)
+
+
+def test_a_phrase_that_was_edited_out_takes_its_pass(model: Any) -> None:
+    words, _ = ran(model, ["a purple cat|a red star"], ["purple cat"])
+    assert words.seen(0, open_webui(model).tokenize) == (None, sampling.ABSENT)
+
+
+def test_alternation_comes_back_to_a_text() -> None:
+    ends = [(0, 0), (1, 1), (2, 0), (3, 1)]
+    assert [sampling._at(step, ends) for step in range(6)] == [0, 1, 0, 1, 0, 0]
 
 
 def test_of_parts_between_and_the_one_that_says_most_counts(model: Any) -> None:
@@ -294,7 +315,7 @@ def test_calls_of_another_form_are_passed_on(model: Any) -> None:
     host = open_webui(model)
     config = AttentionHead().fitted_to(host).head_config
     capture = AttentionCapture(model, config, host.specs)
-    with torch.no_grad(), calls_read(capture, host._unet, {}, SIZE):
+    with torch.no_grad(), calls_read(capture, host._unet, {}, SIZE, tuple):
         x, context = torch.zeros(2, 4, *SIZE), torch.zeros(2, 77, 64)
         named = host._unet(x, timesteps=torch.tensor([5.0, 5.0]), context=context)
         placed = host._unet(x, torch.tensor([5.0, 5.0]), context)

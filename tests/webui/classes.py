@@ -1,7 +1,7 @@
 """The tiny world's weights in a host's own UNet class, masks of it through that host's adapter: run by its interpreter.
 
-`python classes.py HOST FOLDER OUT`: HOST is A1111, Forge, reForge, ComfyUI or diffusers, FOLDER where it lies (any for
-diffusers). Writes an npz with the probabilities of both heads for the same latents and phrases, and the taps.
+`python classes.py HOST FOLDER LATENTS OUT`: HOST is A1111, Forge, reForge, ComfyUI or diffusers, FOLDER where it lies
+(any for diffusers), LATENTS an npy. Writes an npz with the probabilities of both heads for PHRASES, and the taps.
 """
 
 from __future__ import annotations
@@ -147,16 +147,12 @@ def spoken_to(host: Any, tiny: Any) -> Any:
     return host
 
 
-def measured(host: Any) -> dict[str, np.ndarray]:
+def measured(host: Any, latents: torch.Tensor) -> dict[str, np.ndarray]:
     """Masks of both heads and the taps."""
-    from ldznet import load_head, tinyworld
+    from ldznet import load_head
     from ldznet.attention import CONFIGS, AttentionHead
-    from ldznet.hosts.tiny import TinyHost
-    from ldznet.images import Picture
     from ldznet.predictor import Predictor
 
-    scene = tinyworld.scene(22, "photo")
-    latents = TinyHost.load().encode_image(Picture.of(scene.image, None).at(scene.image.shape[:2]))
     found = {}
     for name, head in (("trained", load_head("tiny")), ("attention", AttentionHead(CONFIGS["tiny"]))):
         predictor = Predictor(host, head)
@@ -168,6 +164,6 @@ def measured(host: Any) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    host_name, where, out = sys.argv[1:]
+    host_name, where, given, out = sys.argv[1:]
     sys.path.insert(0, str(ROOT))
-    np.savez(out, **measured(opened(host_name, Path(where))))
+    np.savez(out, **measured(opened(host_name, Path(where)), torch.from_numpy(np.load(given))))

@@ -66,7 +66,7 @@ class Host:
             flatten=lambda image: image.convert("RGB"),
             resized=lambda p, image: image if p.inpaint_full_res else image.resize((p.width, p.height)),
             without_networks=self.without,
-            texts=lambda p, prompt: prompt.split(" AND "),
+            texts=lambda p, prompt: [[part] for part in prompt.split(" AND ")],
             cancelled=lambda: self.interrupted,
             stop=lambda: setattr(self, "stopped", True),
             failed=self.log.append,

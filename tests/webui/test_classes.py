@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from webui import classes
 
+from ldznet import tinyworld
 from ldznet.hosts.tiny import TinyHost
+from ldznet.images import Picture
 
 pytestmark = [pytest.mark.webui, pytest.mark.slow]
 PLACES = {  # the folder of each host and its interpreter
@@ -30,11 +32,15 @@ def test_masks_of_the_host_s_own_class_are_the_tiny_host_s(name: str, tmp_path: 
     folder, python = (os.environ.get(variable, "") if variable else "." for variable in PLACES[name])
     if not folder or not python:
         pytest.skip(f"no {name}: set ${PLACES[name][0]} to its folder and ${PLACES[name][1]} to its interpreter")
-    out = tmp_path / "masks.npz"
-    command = [sys.executable if name == "diffusers" else python, classes.__file__, name, folder, str(out)]
+    tiny, scene = TinyHost.load(), tinyworld.scene(22, "photo")
+    latents = tiny.encode_image(Picture.of(scene.image, None).at((scene.image.shape[0], scene.image.shape[1])))
+    given, out = tmp_path / "latents.npy", tmp_path / "masks.npz"
+    np.save(given, latents.numpy())
+    interpreter = sys.executable if name == "diffusers" else python
+    command = [interpreter, classes.__file__, name, folder, str(given), str(out)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    expected, got = classes.measured(TinyHost.load()), np.load(out)
+    expected, got = classes.measured(tiny, latents), np.load(out)
     assert set(got) == set(expected)
     for part, values in expected.items():
         tolerance = 1e-4 * np.abs(values).max() if part.startswith("tap") else 1e-3

@@ -152,23 +152,26 @@ def test_a_picture_that_was_enlarged_since_is_masked_at_its_size(
     assert paint.passes[0].mask.size == (256, 192)
 
 
-STOPS = {
-    "before": (lambda host: setattr(host, "interrupted", True), 0),
-    "between": (None, 1),
+STOPS = {  # whether the user has stopped already, and how many passes are done
+    "before": (True, 0),
+    "inside of a pass": (False, 1),
+    "between passes": (False, 1),
 }
 
 
 @pytest.mark.parametrize("when", STOPS)
 def test_a_stop_leaves_what_is_not_done(host: standin.Host, looker: Any, latents: torch.Tensor, when: str) -> None:
-    begins, passes = STOPS[when]
-    if begins is not None:
-        begins(host)
+    host.interrupted, passes = STOPS[when]
     paint = Paint(after=lambda: setattr(host, "interrupted", True))
-    finals, texts, _ = made(standin.Txt2Img(), host, looker, latents, paint, details=f"{GRASS}\n{CAT}")
+
+    def stopped(p: Any, job: Pass) -> Image.Image | None:
+        return None if when == "inside of a pass" and paint(p, job) else paint(p, job)
+
+    finals, texts, _ = made(standin.Txt2Img(), host, looker, latents, stopped, details=f"{GRASS}\n{CAT}")
     assert len(paint.passes) == passes
-    assert white(finals[0], PICTURES[0]).any() == bool(passes)
+    assert white(finals[0], PICTURES[0]).any() == (when == "between passes")
     assert finals[1].tobytes() == PICTURES[1].tobytes()
-    assert "stopped before all details were done" in texts[1]
+    assert all("stopped before all details were done" in text for text in texts)
 
 
 def test_a_pass_that_fails_leaves_the_picture_before_it(host: standin.Host, looker: Any, latents: torch.Tensor) -> None:

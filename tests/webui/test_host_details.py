@@ -100,20 +100,17 @@ def test_batches_after_a_detail_are_what_they_are_without(webui: host.Webui, opt
 @pytest.mark.parametrize(
     ("prompt", "line"),
     [
-        ("a (cat:1.2), grass", READ),
-        ("a [dog:cat:0.5] on grass", 'read from the sampling: \\"a cat\\"'),
-        ("a [cat:dog:0.5] on grass", "none of the phrases stands in the prompt"),
+        ("a [dog:cat:0.34] on grass", READ),
+        ("a [cat:dog:0.34] on grass", "none of the phrases stands in the prompt"),
         ("a [dog|cat]", READ),
         ("grass AND a cat", READ),
-        ("grass BREAK a cat", READ),
-        ("grass and more of it, green and tall, " * 9 + "a cat", READ),
-        ("a dog", "none of the phrases stands in the prompt"),
+        ("grass and more of it, green and tall, " * 9 + "BREAK a (cat:1.2)", READ),
     ],
 )
 def test_prompts_are_read_as_the_host_reads_them(webui: host.Webui, prompt: str, line: str) -> None:
-    pictures, text = txt2img(webui, {**CAT, "while_sampling": True}, prompt=prompt)
+    pictures, text = txt2img(webui, {**CAT, "while_sampling": True}, prompt=prompt, steps=3)
     assert line in text
-    plain, _ = txt2img(webui, prompt=prompt)
+    plain, _ = txt2img(webui, prompt=prompt, steps=3)
     (mask,) = masks_of(pictures, 1)
     assert not changed(plain[0], pictures[0])[~mask].any()
 

@@ -296,7 +296,7 @@ def test_txt2img_hides_what_is_img2img_s(script: Any) -> None:
     assert all(component.named.get("visible", True) for component in script.components(True).values())
 
 
-def test_a_prompt_s_parts_are_as_the_last_step_has_them(script: Any) -> None:
+def test_a_prompt_s_parts_have_a_text_for_each_stretch_of_steps(script: Any) -> None:
     asked: list[Any] = []
 
     def schedules(parts: list[str], *steps: Any) -> list[Any]:
@@ -307,7 +307,7 @@ def test_a_prompt_s_parts_are_as_the_last_step_has_them(script: Any) -> None:
     script.prompt_parser.get_learned_conditioning_prompt_schedules = schedules
     script.shared.opts = SimpleNamespace(use_old_scheduling=False)
     p = SimpleNamespace(steps=20, firstpass_steps=40, step_multiplier=2, hr_second_pass_steps=0, is_hr_pass=False)
-    assert script.texts(p, "a AND b") == ["a at the end", "b at the end"]
+    assert script.texts(p, "a AND b") == [["early", "a at the end"], ["early", "b at the end"]]
     p.is_hr_pass = True
     script.texts(p, "a AND b")
     assert asked == [(40, None, False), (40, 40, False)]
