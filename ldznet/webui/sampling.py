@@ -70,8 +70,9 @@ class Words:
 def keep_next_latents(sampler: Any, words: Words | None, keep: Callable[[Any], None]) -> None:
     """Has `keep` get the latents that `sampler` is about to make, and its steps read for `words`."""
     if hasattr(sampler, "launch_sampling"):
-        reads = words is not None and hasattr(sampler, "model_wrap_cfg")
-        around = functools.partial(words.around, sampler.model_wrap_cfg) if reads else contextlib.nullcontext
+        around: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
+        if words is not None and hasattr(sampler, "model_wrap_cfg"):
+            around = functools.partial(words.around, sampler.model_wrap_cfg)
         around_next_run(sampler, around, keep)
 
 
