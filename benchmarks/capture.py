@@ -48,7 +48,7 @@ def measure(host: TinyHost, head: LDZNet, item: Item, seed: int) -> np.ndarray:
 
 
 def rows(count: int) -> Iterator[tuple[str, Row]]:
-    """mIoU of each kind, and what it is less than a pass of the phrase's own."""
+    """mIoU of each kind, and what it is over a pass of the phrase's own."""
     host, head = TinyHost.load(), ldznet.load_head("tiny")
     items = drawn("T0", count, FIRST_SEED)
     measured = [measure(host, head, item, FIRST_SEED + i) for i, item in enumerate(items)]
