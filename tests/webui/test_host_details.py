@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,12 +29,22 @@ BASE: dict[str, Any] = {
     "sampler_name": "Euler",
 }
 CAT = {"details": "a cat => a dog", "threshold": 0.6, "refine": "none", "blur": 0, "gallery": True}
+NAME = "ldznet_test"  # of a LoRA that changes every picture
+LAYER = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+WIDTH = int(os.environ.get("WEBUI_WIDTH", "320"))  # the checkpoint's model_channels
+LORA = {
+    f"{LAYER}.lora_down.weight": torch.ones(4, 768),
+    f"{LAYER}.lora_up.weight": torch.linspace(-1, 1, 4 * WIDTH).reshape(WIDTH, 4),
+    f"{LAYER}.alpha": torch.tensor(4.0),
+}
 READ = 'read from the sampling: \\"a cat\\"'
 
 
 @pytest.fixture(scope="module")
 def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[host.Webui]:
-    running = host.Webui(*host.found(), tmp_path_factory.mktemp("webui") / "log.txt")
+    work = tmp_path_factory.mktemp("webui")
+    save_file(LORA, work / f"{NAME}.safetensors")
+    running = host.Webui(*host.found(), work, "--lora-dir", str(work))
     try:
         yield running
     finally:
@@ -49,7 +57,7 @@ def txt2img(webui: host.Webui, settings: Any = None, path: str = "txt2img", **ch
     if settings is not None:
         body["alwayson_scripts"] = {TITLE: {"args": [settings]}, **changed.get("alwayson_scripts", {})}
     answer = webui.post(f"/sdapi/v1/{path}", body)
-    return [host._decoded(image) for image in answer["images"]], json.loads(answer["info"])["infotexts"][0]
+    return [host.decoded(image) for image in answer["images"]], json.loads(answer["info"])["infotexts"][0]
 
 
 def masks_of(pictures: list[Any], count: int) -> list[Any]:
@@ -131,9 +139,9 @@ def test_only_masked_tiling_and_clip_skip(webui: host.Webui) -> None:
     """The latents of "Only masked" are those of a part, and so is the picture that is detailed."""
     half = np.zeros((*SIZE[::-1], 3), np.uint8)
     half[:, :64] = 255
-    drawn = host._encoded(host.Image.fromarray(half))
+    drawn = host.encoded(host.Image.fromarray(half))
     changes: dict[str, Any] = {
-        "init_images": [host._encoded(host.picture().resize(SIZE))],
+        "init_images": [host.encoded(host.picture().resize(SIZE))],
         "mask": drawn,
         "inpaint_full_res": True,
         "mask_blur": 0,
@@ -153,30 +161,15 @@ def test_only_masked_tiling_and_clip_skip(webui: host.Webui) -> None:
 
 
 def test_a_lora_of_the_run_before_is_not_in_the_features(webui: host.Webui) -> None:
-    flags = shlex.split(os.environ.get("WEBUI_FLAGS", ""))
-    if "--data-dir" not in flags:
-        pytest.skip("a LoRA is written into the host's data: add --data-dir to $WEBUI_FLAGS")
-    folder = Path(flags[flags.index("--data-dir") + 1]) / "models" / "Lora"
-    folder.mkdir(exist_ok=True)
-    name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
-    width = int(os.environ.get("WEBUI_WIDTH", "320"))
-    generator = torch.Generator().manual_seed(0)
-    parts = {
-        f"{name}.lora_down.weight": torch.randn(4, 768, generator=generator),
-        f"{name}.lora_up.weight": torch.randn(width, 4, generator=generator),
-        f"{name}.alpha": torch.tensor(4.0),
-    }
-    save_file(parts, folder / "ldznet_test.safetensors")
-    webui.post("/sdapi/v1/refresh-loras", {})
     phrases = {"phrases": "a cat", "threshold": 0.6, "refine": "none"}
-    changes = {"init_images": [host._encoded(host.picture().resize(SIZE))], "path": "img2img"}
+    changes = {"init_images": [host.encoded(host.picture().resize(SIZE))], "path": "img2img"}
     (plain, *_), _ = txt2img(webui)
     before = txt2img(webui, phrases, **changes)[1]
-    (other, *_), _ = txt2img(webui, prompt="a cat <lora:ldznet_test:1>")
+    (other, *_), _ = txt2img(webui, prompt=f"a cat <lora:{NAME}:1>")
     after = txt2img(webui, phrases, **changes)[1]
     assert changed(plain, other).mean() > 0.5
     assert before == after
-    inside, _ = txt2img(webui, {**CAT, "while_sampling": True}, prompt="a cat <lora:ldznet_test:1>")
+    inside, _ = txt2img(webui, {**CAT, "while_sampling": True}, prompt=f"a cat <lora:{NAME}:1>")
     (mask,) = masks_of(inside, 1)
     assert not changed(other, inside[0])[~mask].any()
     assert np.array_equal(txt2img(webui)[0][0], plain)
@@ -186,7 +179,7 @@ def test_a_lora_of_the_run_before_is_not_in_the_features(webui: host.Webui) -> N
 @pytest.mark.parametrize("after", [1, 8])
 def test_a_stop_at_any_moment_leaves_nothing(webui: host.Webui, how: str, after: int) -> None:
     (plain,), _ = txt2img(webui)
-    got: list[Any] = []
+    hooks, got = webui.witness()["hooks"], list[Any]()
     settings = {**CAT, "while_sampling": True, "steps": 20, "denoise": 1.0}
     run = threading.Thread(target=lambda: got.extend(txt2img(webui, settings, steps=10)))
     run.start()
@@ -196,6 +189,7 @@ def test_a_stop_at_any_moment_leaves_nothing(webui: host.Webui, how: str, after:
     assert not run.is_alive()
     assert got
     assert np.array_equal(txt2img(webui)[0][0], plain)
+    assert webui.witness()["hooks"] == hooks
 
 
 def test_its_log_has_no_fault_of_ours(webui: host.Webui) -> None:
