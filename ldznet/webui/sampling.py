@@ -29,6 +29,7 @@ from .settings import ATTENTION, Settings
 OWN = "; all phrases took a pass of the UNet"
 ABSENT = "none of the phrases stands in the prompt as it is at the last step" + OWN
 NOTHING = "nothing was captured while sampling: another extension replaces, compiles or merges the UNet's calls" + OWN
+ALONE = "the prompt holds nothing beside the phrase to tell it from" + OWN
 LINKS = "; self-attention from a pass of its own, since few steps or another extension left none"
 
 
@@ -63,6 +64,8 @@ class Words:
         found = seen_of(self.capture, key, self.prompts[key], self.terms, tokenize)
         if found is None:
             return None, NOTHING
+        if len(found.prompt.phrases) + len(found.prompt.background_tokens) < 2:
+            return None, ALONE  # shares of one are the same everywhere
         lacking = LINKS if found.lacks_links(self.capture.config) else ""
         return found, "read from the sampling: " + ", ".join(f'"{term}"' for term in found.prompt.phrases) + lacking
 

@@ -190,10 +190,10 @@ def test_the_picture_is_what_it_is_without(model: Any) -> None:
 
 
 def test_of_an_edited_prompt_what_stands_at_the_end_counts(model: Any) -> None:
-    words, sampler = ran(model, ["a red star|a purple cat"], ["red star", "purple cat"])
+    words, sampler = ran(model, ["a red star|a purple cat on grass"], ["red star", "purple cat"])
     captured, line = words.seen(0, open_webui(model).tokenize)
     assert line.startswith('read from the sampling: "purple cat"')
-    last = encoder_of(model).prompt("a purple cat")
+    last = encoder_of(model).prompt("a purple cat on grass")
     maps = words.capture.attention(words.capture.done[LATEST], (0, 0, 1))
     for block, want in expected(words, sampler.x[0], [last], STEPS[1:]).items():
         torch.testing.assert_close(maps.cross[block], want, atol=1e-5, rtol=1e-4)
@@ -238,7 +238,12 @@ def test_positions_are_those_of_chunks_beyond_75_tokens_and_of_inversions(model:
     assert len(encoder_of(model).prompt("a BREAK cat")) == 154
 
 
-@pytest.mark.parametrize("prompts", [["a red star"], ["a red star", "a purple cat"]])
+def test_a_prompt_of_the_phrase_alone_tells_it_from_nothing(model: Any) -> None:
+    words, _ = ran(model, ["a purple cat"], ["purple cat"])
+    assert words.seen(0, open_webui(model).tokenize) == (None, sampling.ALONE)
+
+
+@pytest.mark.parametrize("prompts", [["a red star"], ["a red star", "a purple cat on grass"]])
 def test_what_does_not_stand_in_the_prompt_takes_its_pass(model: Any, prompts: list[str]) -> None:
     words, _ = ran(model, prompts, ["purple cat"])
     captured, lines = seen(words, len(prompts), open_webui(model))

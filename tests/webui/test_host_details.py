@@ -110,8 +110,9 @@ def test_batches_after_a_detail_are_what_they_are_without(webui: host.Webui, opt
     [
         ("a [dog:cat:0.34] on grass", READ),
         ("a [cat:dog:0.34] on grass", "none of the phrases stands in the prompt"),
-        ("a [dog|cat]", READ),
-        ("grass AND a cat", READ),
+        ("a [dog|cat] on grass", READ),
+        ("grass AND a cat on sand", READ),
+        ("a cat", "nothing beside the phrase"),
         ("grass and more of it, green and tall, " * 9 + "BREAK a (cat:1.2)", READ),
     ],
 )
