@@ -74,11 +74,12 @@ def _way(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Callable[[], Tensor] | None:
-    """How to convolve these (arguments as torch.conv2d's) without torch; None where torch is to do it."""
+    """How to convolve these (arguments as torch.conv2d's) without torch; None where torch is to do it, as for groups,
+    whose weights have fewer channels than the input."""
     fits = (
         *(all(_is_plain(tensor) for tensor in (input, weight, bias) if tensor is not None), weight.is_contiguous()),
         *(input.ndim == 4, weight.shape[2:] == (3, 3), input.shape[1:2] == weight.shape[1:2], _is_exact()),
-        *(_pair(padding) == (1, 1), _pair(dilation) == (1, 1), groups == 1, weight.shape[:2].numel() >= FEW_WEIGHTS),
+        *(_pair(padding) == (1, 1), _pair(dilation) == (1, 1), weight.shape[:2].numel() >= FEW_WEIGHTS),
     )
     if not all(fits):
         return None

@@ -45,6 +45,7 @@ COMBINING, CLI = "test_combining.py", "cli/test_results.py"
 VALUES, EXECUTE = "nodes/test_values.py", "nodes/test_execute.py"
 MASKED, DISC = "nodes/test_mask_nodes.py", "test_masks.py"
 REGIONS, PUBLISHED = "data/test_regions.py", "data/test_published.py"
+FAST = "test_convolving.py"
 MUTANTS = [
     Mutant("ldznet/hosts/webui_capture.py", 'vars(sampler).pop("launch_sampling", None)', "pass", SAMPLED),
     Mutant("ldznet/hosts/webui_capture.py", "self.step, self.taken = step, set()", "self.step = step", SAMPLED),
@@ -64,6 +65,22 @@ MUTANTS = [
     Mutant("ldznet/webui/detailing.py", "        if done is None:", "        if False:", DETAILS),
     Mutant("ldznet/webui/detailing.py", "if running.is_left(p) or latents is None", "if latents is None", DETAILS),
     Mutant("ldznet/webui/settings.py", "Order(phrase.strip(), prompt.strip())", "Order(phrase, prompt)", DETAILS),
+    Mutant(
+        "ldznet/predictor.py",
+        "with quicker_convolutions():\n            latents",
+        "if True:\n            latents",
+        FAST,
+    ),
+    Mutant(
+        "ldznet/predictor.py", "with quicker_convolutions():\n            return", "if True:\n            return", FAST
+    ),
+    Mutant("ldznet/convolving.py", "not types and ", "", FAST),
+    Mutant("ldznet/convolving.py", " and not torch.is_grad_enabled()", "", FAST),
+    Mutant("ldznet/convolving.py", "weight.shape[2:] == (3, 3), ", "", FAST),
+    Mutant("ldznet/convolving.py", "4 if many else 2", "2", FAST),
+    Mutant("ldznet/convolving.py", "band = tiles[:, :, rows]", "band = tiles", FAST),
+    Mutant("ldznet/convolving.py", "1 / 24, -1 / 12", "1 / 24, 1 / 12", FAST),
+    Mutant("ldznet/convolving.py", '== "highest" and', '!= "" and', FAST),
     Mutant("ldznet/phrases.py", 'return template.replace("{}", phrase)', "return phrase", HAND),
     Mutant("ldznet/models/trained.py", "fill(config.template, phrase)", 'fill("a photo of a {}.", phrase)', HAND),
     Mutant("ldznet/models/trained.py", "presence.float().sigmoid()", "presence.float().sigmoid() * 0.1", HAND),

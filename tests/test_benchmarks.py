@@ -93,6 +93,23 @@ def test_truncation(run: Run, tmp_path: Path) -> None:
     assert f"{median:.3f} ({low:.3f} .. {high:.3f})" in out
 
 
+def test_ways_to_convolve(run: Run) -> None:
+    out = run("convolving", "--pairs", "1", "--shrink", "32")
+    rows = [line for line in out.splitlines() if line.startswith("| 1,") or line.startswith("| 4,")]
+    assert len(rows) == 10
+    assert all(float(row.split("|")[6]) < 1e-4 for row in rows)
+
+
+@pytest.mark.skipif("LDZNET_LONG" not in os.environ, reason="$LDZNET_LONG is not set: two full-size networks")
+def test_beside_other_systems(tmp_path: Path) -> None:
+    file = tmp_path / "peers.json"
+    out = with_comfyui("peers", "--pairs", "1", "--cold", "--only", "clipseg", "--json", str(file))
+    (row,) = json.loads(file.read_text()).values()
+    assert 0 < row["ratios"][0] < 1
+    assert 0.5 < row["peak_gb"] < 3
+    assert f"{row['parameters'] / 1e6:.0f} M" in out
+
+
 @pytest.mark.skipif("LDZNET_REFERENCE" not in os.environ, reason="$LDZNET_REFERENCE, the published code, is not set")
 def test_beside_the_published_code(run: Run) -> None:
     small = ("--size", "64", "--channels", "32", "--vae-channels", "32", "--pairs", "1")

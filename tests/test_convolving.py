@@ -73,7 +73,7 @@ class Tagged(Tensor):
 
 X, WEIGHT, BIAS = layer((1, 128, 6, 6), 128)
 REFUSED: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
-    "kernel of 1": ((X, WEIGHT[:, :, :1, :1].contiguous(), BIAS), {}),
+    "kernel of 1": ((X, WEIGHT[:, :, :1, :1].contiguous(), BIAS, 1, 1), {}),
     "no padding": ((X, WEIGHT, BIAS), {}),
     "padding by name": ((X, WEIGHT, BIAS, 1, "same"), {}),
     "dilation": ((X, WEIGHT, BIAS, 1, 1, 2), {}),
@@ -82,7 +82,7 @@ REFUSED: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "bfloat16": ((X.bfloat16(), WEIGHT.bfloat16(), BIAS.bfloat16(), 1, 1), {}),
     "few channels": ((X[:, :64], WEIGHT[:, :64].contiguous(), BIAS, 1, 1), {}),
     "channels last": ((X, WEIGHT.to(memory_format=torch.channels_last), BIAS, 1, 1), {}),
-    "no batch": ((X[0], WEIGHT, BIAS, 1, 1), {}),
+    "no batch": ((numbers(128, 128, 6), WEIGHT, BIAS, 1, 1), {}),
     "no pictures": ((X[:0], WEIGHT, BIAS), {"padding": 1}),
     "a large grid in steps of two": ((numbers(1, 128, 24, 24), WEIGHT, BIAS, 2, 1), {}),
     "another device": ((X.to("meta"), WEIGHT.to("meta"), BIAS.to("meta"), 1, 1), {}),

@@ -1,0 +1,76 @@
+"""The quickest way of a 3 x 3 convolution on this processor, by size: where the rule of ldznet/convolving.py is from.
+
+    python benchmarks/convolving.py --pairs 3
+
+One thread, seconds of the processor, each way the best of its runs, which alternate. The sizes are those of Stable
+Diffusion 1.x: its UNet at 384 px, and its VAE's encoder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldznet.convolving import filtered, unfolded
+
+SIZES = [  # pictures, channels, outputs, side
+    *((1, 1280, 1280, 6), (1, 1280, 1280, 12), (1, 2560, 1280, 12), (4, 1280, 1280, 6), (4, 1280, 1280, 12)),
+    *((1, 640, 640, 24), (1, 320, 320, 48), (1, 512, 512, 96), (1, 256, 256, 192), (1, 128, 128, 384)),
+]
+UNFOLDED_UP_TO = 24  # a side, beyond which unfolding takes memory for nothing
+
+
+def ways(x: Tensor, weight: Tensor, bias: Tensor) -> dict[str, Callable[[], Tensor]]:
+    found: dict[str, Callable[[], Tensor]] = {"torch": lambda: F.conv2d(x, weight, bias, padding=1)}
+    if x.shape[2] <= UNFOLDED_UP_TO:
+        found["unfolded"] = lambda: unfolded(x, weight, bias, (1, 1))
+    return {**found, "2 x 2": lambda: filtered(x, weight, bias, 2), "4 x 4": lambda: filtered(x, weight, bias, 4)}
+
+
+@torch.no_grad()
+def measured(size: tuple[int, int, int, int], pairs: int) -> tuple[dict[str, float], float]:
+    """Seconds of each way, and the largest difference from torch's values as a share of the largest."""
+    batch, channels, outputs, side = size
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (
+        torch.randn(shape, generator=generator)
+        for shape in ((batch, channels, side, side), (outputs, channels, 3, 3), (outputs,))
+    )
+    runs = ways(x, weight, bias)
+    values = {name: run() for name, run in runs.items()}
+    error = max(float((value - values["torch"]).abs().max() / value.abs().max()) for value in values.values())
+    best = dict.fromkeys(runs, float("inf"))
+    for _ in range(pairs):
+        for name, run in runs.items():
+            start = time.thread_time()
+            run()
+            best[name] = min(best[name], time.thread_time() - start)
+    return best, error
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=3, help="runs of each way (default: 3)")
+    parser.add_argument("--shrink", type=int, default=1, help="divide channels and sides by this (default: 1)")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    print("| pictures, channels, outputs, side | torch, GFLOP/s | unfolded | 2 x 2 | 4 x 4 | apart |")
+    print("|---|---|---|---|---|---|")
+    for size in SIZES:
+        batch, channels, outputs, side = (size[0], *(max(2, number // given.shrink) for number in size[1:]))
+        seconds, error = measured((batch, channels, outputs, side), given.pairs)
+        whole = seconds["torch"]
+        rate = 18 * batch * channels * outputs * side**2 / whole / 1e9
+        shares = [f"{seconds[name] / whole:.2f}" if name in seconds else "" for name in ("unfolded", "2 x 2", "4 x 4")]
+        print(
+            f"| {batch}, {channels}, {outputs}, {side} | {rate:.0f} | {' | '.join(shares)} | {error:.0e} |", flush=True
+        )
+
+
+if __name__ == "__main__":
+    main()

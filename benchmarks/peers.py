@@ -1,0 +1,255 @@
+"""What a mask costs beside other systems that take words: time, peak memory, parameters.
+
+    python benchmarks/peers.py --pairs 3 --json peers.json
+    python benchmarks/peers.py --pairs 3 --json peers.json --only clipseg "grounded sam-b" "captured, 4 phrases"
+
+Each case has a process of its own, which alternates with one of the baseline: captured taps, one phrase, 384 px,
+float32. A case that is in the JSON is not run again. Others are transformers' classes in their published sizes; they
+get tensors of the size that they ask for and a short phrase, SAM one fixed box after Grounding DINO. Ours are the
+published head over diffusers' Stable Diffusion 1.x, without its text encoder (6.6 GMAC a phrase). Weights are random
+everywhere: time does not depend on them. Seconds are the processor's, of all threads. SAM 3 needs torchvision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from attention_cost import PHRASES, BareHost, forget_peak, peak
+from torch import Tensor, nn
+
+from ldznet import Predictor
+from ldznet.attention import AttentionHead
+from ldznet.checkpoints.load import meta_head
+from ldznet.config import HeadConfig
+from ldznet.hosts.hf_diffusers import DiffusersHost
+from ldznet.models import CapturedTaps
+from ldznet.shapes import PIXELS_PER_LATENT, tap_size
+
+SD1 = Path(__file__).parents[1] / "ldznet" / "hosts" / "sd1"
+BASELINE = "captured"
+SAM_H = {
+    "hidden_size": 1280,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 16,
+    "global_attn_indexes": [7, 15, 23, 31],
+    "mlp_dim": 5120,
+}
+
+
+class Work(NamedTuple):
+    """Networks, and what makes all masks with them."""
+
+    networks: Sequence[nn.Module]
+    run: Callable[[], Any]
+
+
+class Host(DiffusersHost):
+    """A diffusers model whose text is given."""
+
+    def encode_text(self, phrases: Sequence[str]) -> Tensor:
+        return torch.zeros(len(phrases), 77, 768, dtype=self.dtype)
+
+
+def filled(module: Any, dtype: torch.dtype) -> Any:
+    """A network from the meta device, with small random weights."""
+    module = nn.Module.to(module, dtype).to_empty(device="cpu").eval().requires_grad_(False)
+    for parameter in module.parameters():
+        parameter.normal_(std=0.02, generator=torch.Generator().manual_seed(0))
+    return module
+
+
+def ours(kind: str, phrases: int = 1, size: int = 384, dtype: torch.dtype = torch.float32) -> Work:
+    """A predictor given an image, latents, or captured taps; or the same without taps (ZNet)."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    with torch.device("meta"):
+        head: Any = meta_head(HeadConfig(network="znet", blocks=()) if kind == "znet" else HeadConfig())
+        unet: Any = UNet2DConditionModel.from_config(json.loads((SD1 / "unet.json").read_text()))
+        vae: Any = AutoencoderKL.from_config(json.loads((SD1 / "vae.json").read_text()))
+    head, used = filled(head, dtype), {"image": [unet, vae], "latent": [unet]}.get(kind, [])
+    for module in used:
+        filled(module, dtype)
+    host = Host(unet, vae, texts=None, device=torch.device("cpu"))  # type: ignore[arg-type]
+    predictor, side = Predictor(host, head, resolution="native"), size // PIXELS_PER_LATENT
+    latents, pixels = torch.randn(1, 4, side, side), torch.rand(1, 3, size, size)
+    specs = head.head_config.tap_specs.values()
+    taps = {spec.block: torch.randn(1, spec.channels, *tap_size((side, side), spec.stride)) for spec in specs}
+
+    def run() -> None:
+        if kind == "image":
+            predictor.set_image(pixels, value_range=(0, 1))
+        else:
+            predictor.set_latents(latents, captured=CapturedTaps(taps) if kind == "captured" else None)
+        predictor.predict(PHRASES[:phrases])
+
+    return Work([head, *used], run)
+
+
+def attention(phrases: int = 1, size: int = 512) -> Work:
+    """The head without weights of its own, on a latent."""
+    host = BareHost("sd1", torch.device("cpu"), torch.float32)
+    head, side = AttentionHead().fitted_to(host), size // PIXELS_PER_LATENT
+    latents = host.noise(1, 4, side, side)
+    return Work([host.unet], lambda: head.segment(host, latents, PHRASES[:phrases], timestep=100, seed=0))
+
+
+def clipseg() -> Work:
+    """CLIPSeg rd64, ViT-B/16, at 352 px."""
+    from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
+
+    model = CLIPSegForImageSegmentation(CLIPSegConfig(vision_config={"patch_size": 16})).eval()
+    return Work([model], lambda: model(input_ids=words(77), pixel_values=picture(352), interpolate_pos_encoding=True))
+
+
+def grounded_sam(**vision: Any) -> Work:
+    """Grounding DINO-T at 800 px, then SAM at 1024 px with one box."""
+    from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection, SamConfig, SamModel
+
+    dino = GroundingDinoForObjectDetection(GroundingDinoConfig()).eval()
+    sam = SamModel(SamConfig(vision_config=vision)).eval()
+    box = torch.tensor([[[100.0, 100.0, 600.0, 700.0]]])
+
+    def run() -> None:
+        dino(pixel_values=picture(800), input_ids=words(6))
+        sam(pixel_values=picture(1024), input_boxes=box, multimask_output=False)
+
+    return Work([dino, sam], run)
+
+
+def sam3() -> Work:
+    """SAM 3 at 1008 px, by its text prompt."""
+    from transformers import Sam3Config, Sam3Model
+
+    model = Sam3Model(Sam3Config()).eval()
+    return Work([model], lambda: model(pixel_values=picture(1008), input_ids=words(32)))
+
+
+def words(count: int) -> Tensor:
+    """Token ids; CLIP's pooling wants its end token, the highest id, last."""
+    return torch.arange(49408 - count, 49408)[None] if count == 77 else torch.arange(101, 101 + count)[None]
+
+
+def picture(side: int) -> Tensor:
+    return torch.zeros(1, 3, side, side)
+
+
+CASES: dict[str, Callable[[], Work]] = {
+    BASELINE: functools.partial(ours, "captured"),
+    "captured, 4 phrases": functools.partial(ours, "captured", 4),
+    "captured, 8 phrases": functools.partial(ours, "captured", 8),
+    "captured, 256 px": functools.partial(ours, "captured", 1, 256),
+    "captured, 512 px": functools.partial(ours, "captured", 1, 512),
+    "captured, bfloat16": functools.partial(ours, "captured", 1, 384, torch.bfloat16),
+    "latent": functools.partial(ours, "latent"),
+    "latent, 4 phrases": functools.partial(ours, "latent", 4),
+    "image": functools.partial(ours, "image"),
+    "image, 512 px": functools.partial(ours, "image", 1, 512),
+    "znet": functools.partial(ours, "znet"),
+    "attention, 512 px": attention,
+    "attention, 512 px, 8 phrases": functools.partial(attention, 8),
+    "clipseg": clipseg,
+    "grounded sam-b": grounded_sam,
+    "grounded sam-h": functools.partial(grounded_sam, **SAM_H),
+    "sam 3": sam3,
+}
+
+
+@torch.no_grad()
+def serve(name: str, threads: int) -> None:
+    """Says what the case is, then runs it once for each line that comes, and answers with seconds and peak in GB."""
+    torch.set_num_threads(threads)
+    work = CASES[name]()
+    print(json.dumps({"parameters": sum(p.numel() for net in work.networks for p in net.parameters())}), flush=True)
+    for _ in sys.stdin:
+        forget_peak(torch.device("cpu"))
+        start = time.process_time()
+        work.run()
+        print(json.dumps([time.process_time() - start, peak(torch.device("cpu"))]), flush=True)
+
+
+class Process:
+    """A case in a process of its own."""
+
+    def __init__(self, name: str, threads: int) -> None:
+        command = [sys.executable, __file__, "--serve", name, "--threads", str(threads)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.about: dict[str, Any] = self._answer()
+
+    def run(self) -> tuple[float, float]:
+        """Seconds, and GB at the peak."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("run\n")
+        self._process.stdin.flush()
+        seconds, gigabytes = self._answer()
+        return seconds, gigabytes
+
+    def end(self) -> None:
+        self._process.communicate()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("the process of a case ended; its own words are above")
+        return json.loads(line)
+
+
+def compared(name: str, pairs: int, threads: int, warm: bool) -> dict[str, Any]:
+    """Of a case: ratios of its seconds to the baseline's, pair by pair, and what else is known of it."""
+    case, baseline = Process(name, threads), Process(BASELINE, threads)
+    found: list[tuple[float, float]] = []
+    peaks: list[float] = []
+    for number in range(-1 if warm else 0, pairs):
+        both = [(process, process.run()) for process in ((case, baseline) if number % 2 else (baseline, case))]
+        answers = dict(both)
+        if number >= 0:
+            found.append((answers[case][0], answers[baseline][0]))
+        peaks.append(answers[case][1])
+    for process in (case, baseline):
+        process.end()
+    return {**case.about, "seconds": found, "ratios": [own / base for own, base in found], "peak_gb": max(peaks)}
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    lines = ["| case | times the baseline (range, pairs) | peak of the process | parameters |", "|---|---|---|---|"]
+    for name, row in rows.items():
+        ratios = row["ratios"]
+        time_ = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}, {len(ratios)})"
+        lines.append(f"| {name} | {time_} | {row['peak_gb']:.1f} GB | {row['parameters'] / 1e6:.0f} M |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=3, help="that count (default: 3)")
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help=", ".join(CASES))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cold", action="store_true", help="without a pair before those that count")
+    parser.add_argument("--json", type=Path, help="what was measured, and where to go on")
+    parser.add_argument("--serve", choices=CASES, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.serve:
+        serve(given.serve, given.threads)
+        return
+    rows = json.loads(given.json.read_text()) if given.json and given.json.exists() else {}
+    for name in given.only:
+        if name not in rows:
+            rows[name] = compared(name, given.pairs, given.threads, not given.cold)
+            print(name, rows[name]["ratios"], flush=True)
+            if given.json:
+                given.json.write_text(json.dumps(rows, indent=1))
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
