@@ -2,8 +2,9 @@
 
     python benchmarks/convolving.py --pairs 3
 
-One thread, seconds of the processor, each way the best of its runs, which alternate. The sizes are those of Stable
-Diffusion 1.x: its UNet at 384 px, and its VAE's encoder.
+"packed" is oneDNN's, given weights that lie in its own order already: what a second copy of them would give. One thread,
+seconds of the processor, each way the best of its runs, which alternate. The sizes are those of Stable Diffusion 1.x:
+its UNet at 384 px, and its VAE's encoder.
 """
 
 from __future__ import annotations
@@ -22,12 +23,16 @@ SIZES = [  # pictures, channels, outputs, side
     *((1, 1280, 1280, 6), (1, 1280, 1280, 12), (1, 2560, 1280, 12), (4, 1280, 1280, 6), (4, 1280, 1280, 12)),
     *((1, 640, 640, 24), (1, 320, 320, 48), (1, 512, 512, 96), (1, 256, 256, 192), (1, 128, 128, 384)),
 ]
-UNFOLDED_UP_TO = 24  # a side, beyond which unfolding takes memory for nothing
+SMALL = 24  # a side, up to which unfolding and weights in oneDNN's own order can be of use
+SHOWN = ("packed", "unfolded", "2 x 2", "4 x 4")
 
 
 def ways(x: Tensor, weight: Tensor, bias: Tensor) -> dict[str, Callable[[], Tensor]]:
     found: dict[str, Callable[[], Tensor]] = {"torch": lambda: F.conv2d(x, weight, bias, padding=1)}
-    if x.shape[2] <= UNFOLDED_UP_TO:
+    if x.shape[2] <= SMALL:
+        sizes = ((1, 1), (1, 1), (1, 1), 1, list(x.shape))  # padding, stride, dilation, groups
+        packed, own = torch._C._nn.mkldnn_reorder_conv2d_weight(weight.to_mkldnn(), *sizes), bias.to_mkldnn()
+        found["packed"] = lambda: F.conv2d(x.to_mkldnn(), packed, own, padding=1).to_dense()
         found["unfolded"] = lambda: unfolded(x, weight, bias, (1, 1))
     return {**found, "2 x 2": lambda: filtered(x, weight, bias, 2), "4 x 4": lambda: filtered(x, weight, bias, 4)}
 
@@ -59,14 +64,14 @@ def main() -> None:
     parser.add_argument("--shrink", type=int, default=1, help="divide channels and sides by this (default: 1)")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    print("| pictures, channels, outputs, side | torch, GFLOP/s | unfolded | 2 x 2 | 4 x 4 | apart |")
-    print("|---|---|---|---|---|---|")
+    print(f"| pictures, channels, outputs, side | torch, GFLOP/s | {' | '.join(SHOWN)} | apart |")
+    print("|---|---|---|---|---|---|---|")
     for size in SIZES:
         batch, channels, outputs, side = (size[0], *(max(2, number // given.shrink) for number in size[1:]))
         seconds, error = measured((batch, channels, outputs, side), given.pairs)
         whole = seconds["torch"]
         rate = 18 * batch * channels * outputs * side**2 / whole / 1e9
-        shares = [f"{seconds[name] / whole:.2f}" if name in seconds else "" for name in ("unfolded", "2 x 2", "4 x 4")]
+        shares = [f"{seconds[name] / whole:.2f}" if name in seconds else "" for name in SHOWN]
         print(
             f"| {batch}, {channels}, {outputs}, {side} | {rate:.0f} | {' | '.join(shares)} | {error:.0e} |", flush=True
         )
