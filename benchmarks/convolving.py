@@ -2,9 +2,9 @@
 
     python benchmarks/convolving.py --pairs 3
 
-"packed" is oneDNN's, given weights that lie in its own order already: what a second copy of them would give. One thread,
-seconds of the processor, each way the best of its runs, which alternate. The sizes are those of Stable Diffusion 1.x:
-its UNet at 384 px, and its VAE's encoder.
+"packed" is oneDNN's, given weights that lie in its own order already: what a second copy of them would give. One
+thread, seconds of the processor, each way the best of its runs, which alternate. The sizes are those of Stable
+Diffusion 1.x: its UNet at 384 px, and its VAE's encoder.
 """
 
 from __future__ import annotations
