@@ -37,6 +37,16 @@ def ways(x: Tensor, weight: Tensor, bias: Tensor) -> dict[str, Callable[[], Tens
     return {**found, "2 x 2": lambda: filtered(x, weight, bias, 2), "4 x 4": lambda: filtered(x, weight, bias, 4)}
 
 
+def matrix_rate(side: int) -> float:
+    """GFLOP/s of a product of two square matrices, the best of four."""
+    square, best = torch.ones(side, side), float("inf")
+    for _ in range(4):
+        start = time.thread_time()
+        square @ square
+        best = min(best, time.thread_time() - start)
+    return 2 * side**3 / best / 1e9
+
+
 @torch.no_grad()
 def measured(size: tuple[int, int, int, int], pairs: int) -> tuple[dict[str, float], float]:
     """Seconds of each way, and the largest difference from torch's values as a share of the largest."""
@@ -64,6 +74,7 @@ def main() -> None:
     parser.add_argument("--shrink", type=int, default=1, help="divide channels and sides by this (default: 1)")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    print(f"a product of matrices: {matrix_rate(2048 // given.shrink):.0f} GFLOP/s")
     print(f"| pictures, channels, outputs, side | torch, GFLOP/s | {' | '.join(SHOWN)} | apart |")
     print("|---|---|---|---|---|---|---|")
     for size in SIZES:
