@@ -54,12 +54,14 @@ SHOWN = {  # help page's picture: workflow, and which of its outputs by node typ
     "captured": ("3_capture_and_composite", "LDZNetPreview"),
     "regions": ("4_region_prompts", "PreviewImage"),
 }
+SEGMENTING = ("LDZNetSegment", "LDZNetSegmentCaptured")
 OPERATIONS = {"mode": "soft", "phrases": "", "threshold": 0.5, "refine": "none", "fill_holes": False, "drop_specks": 0}
 
 
 def opened(server: host.Server, entry: dict[str, Any], node_id: str) -> list[Image.Image]:
-    """The pictures that a node of a finished prompt shows."""
-    images = entry["outputs"].get(node_id, {}).get("images", [])
+    """The pictures that a node of a finished prompt shows, or what it expanded to."""
+    shown = [key for key, meta in entry["meta"].items() if meta["display_node"] == node_id]
+    images = [image for key in shown for image in entry["outputs"][key].get("images", [])]
     return [Image.open(io.BytesIO(server.picture(image))).convert("RGB") for image in images]
 
 
@@ -112,7 +114,10 @@ def make(server: host.Server) -> None:
             prompt = on_the_tiny_world(prompt, ON_A_CHECKPOINT[path.stem])
         entry = server.run(prompt)
         assert host.error_of(entry) is None, host.error_of(entry)
+        kinds = {node["class_type"] for node in prompt.values()}
         for node_id, node in prompt.items():
+            if "LDZNetPreview" in kinds and node["class_type"] in SEGMENTING:
+                continue  # which shows the same
             shown.setdefault((path.stem, node["class_type"]), []).extend(opened(server, entry, node_id))
         pictures = [picture for key, found in shown.items() if key[0] == path.stem for picture in found]
         row(pictures).save(path.with_suffix(".jpg"), quality=88)
