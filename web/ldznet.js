@@ -59,7 +59,7 @@ class View {
 
   /** Pixels that the node has to leave, at least. */
   least() {
-    return this.run ? PICTURE + ROW * (this.run.phrases.length + this.run.notes.length) : EMPTY
+    return this.run ? PICTURE + ROW * (this.run.phrases.length + this.run.notes.length + 1) : EMPTY  // and what a click tells
   }
 
   /** A line in the place of the picture. */
