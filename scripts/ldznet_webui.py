@@ -70,6 +70,12 @@ def loaded(name, path):
     return sys.modules[name]
 
 
+WHOLE = hasattr(scripts.Script, "postprocess_image_after_composite")
+NOT_WHOLE = (
+    "Expected Automatic1111, Forge, reForge or Forge Neo, got a host (SD.Next) that tells scripts nothing of "
+    "its latents and finished pictures: masks by words do nothing here. Use one of these, or ComfyUI."
+)
+
 SETTINGS = loaded(f"{NAME}_settings", LIBRARY / "webui" / "settings.py")
 axes, jobs, page, routes = (
     loaded(f"{NAME}_{part}", PARTS / f"{part}.py") for part in ("axes", "jobs", "page", "routes")
@@ -111,6 +117,9 @@ class LDZNetScript(scripts.Script):
     def ui(self, is_img2img):
         """The components, in the order of the settings' fields."""
         with gr.Accordion(SETTINGS.TITLE, open=False):
+            if not WHOLE:
+                gr.HTML(NOT_WHOLE)
+                return []
             made = components(is_img2img)
         self.infotext_fields = [
             (component, lambda infotext, name=name: SETTINGS.restored(name, infotext))
@@ -122,7 +131,7 @@ class LDZNetScript(scripts.Script):
     def process(self, p, *arguments):
         """Gives the run its mask before the host begins with the picture, and notes what is to be done afterwards."""
         arguments = axes.changed(SETTINGS, arguments, p)
-        if is_on(arguments):
+        if WHOLE and is_on(arguments):
             library("section").begin(p, arguments, looker(), calls())
 
     def process_before_every_sampling(self, p, *arguments, **named):
@@ -346,6 +355,7 @@ def serve(body):
 
 
 PAGE = page.Page(SETTINGS, library, looker, calls, jobs.job)
-script_callbacks.on_after_component(PAGE.note)
-script_callbacks.on_before_ui(lambda: axes.add(SETTINGS, head_names))
-script_callbacks.on_app_started(lambda demo, app: routes.add(app, serve))
+if WHOLE:
+    script_callbacks.on_after_component(PAGE.note)
+    script_callbacks.on_before_ui(lambda: axes.add(SETTINGS, head_names))
+    script_callbacks.on_app_started(lambda demo, app: routes.add(app, serve))

@@ -22,6 +22,7 @@ COPIED = (
     "install.py",
     "ldznet",
     "nodes",
+    "scripts",
     "tests",
     "benchmarks",
     "workflows",
@@ -46,6 +47,7 @@ VALUES, EXECUTE = "nodes/test_values.py", "nodes/test_execute.py"
 MASKED, DISC = "nodes/test_mask_nodes.py", "test_masks.py"
 REGIONS, PUBLISHED = "data/test_regions.py", "data/test_published.py"
 FAST = "test_convolving.py"
+SHOWN, WIRED, ASKED = "webui/test_showing.py", "webui/test_script.py", "webui/test_settings.py"
 MUTANTS = [
     Mutant("ldznet/hosts/webui_capture.py", 'vars(sampler).pop("launch_sampling", None)', "pass", SAMPLED),
     Mutant("ldznet/hosts/webui_capture.py", "self.step, self.taken = step, set()", "self.step = step", SAMPLED),
@@ -81,6 +83,16 @@ MUTANTS = [
     Mutant("ldznet/convolving.py", "band = tiles[:, :, rows]", "band = tiles", FAST),
     Mutant("ldznet/convolving.py", "1 / 24, -1 / 12", "1 / 24, 1 / 12", FAST),
     Mutant("ldznet/convolving.py", '== "highest" and', '!= "" and', FAST),
+    Mutant("ldznet/webui/showing.py", "default=-1) + 1", "default=0) + 1", SHOWN),
+    Mutant("ldznet/webui/showing.py", "passes=TOGETHER)", "passes=settings.passes)", SHOWN),
+    Mutant("ldznet/webui/serving.py", "soft.gt(settings.threshold).any()", "soft.gt(settings.threshold).all()", SHOWN),
+    Mutant("ldznet/webui/serving.py", "allow_pickle=False", "allow_pickle=True", SHOWN),
+    Mutant("ldznet/webui/settings.py", '{"enabled": True, **changes} if', "changes if", ASKED),
+    Mutant("scripts/parts/routes.py", "dependencies=own.dependencies", "dependencies=[]", WIRED),
+    Mutant("scripts/parts/page.py", 'r"LD-ZNet: ([^<\\n]+)"', 'r"LD-ZNet: (.+)"', WIRED),
+    Mutant("scripts/parts/page.py", "self._host[self._canvas], self._canvas = component, None", "pass", WIRED),
+    Mutant("scripts/parts/axes.py", 'value.replace(NEWLINE, "\\n")', "value", WIRED),
+    Mutant("scripts/ldznet_webui.py", "if WHOLE and is_on(arguments):", "if is_on(arguments):", WIRED),
     Mutant("ldznet/phrases.py", 'return template.replace("{}", phrase)', "return phrase", HAND),
     Mutant("ldznet/models/trained.py", "fill(config.template, phrase)", 'fill("a photo of a {}.", phrase)', HAND),
     Mutant("ldznet/models/trained.py", "presence.float().sigmoid()", "presence.float().sigmoid() * 0.1", HAND),

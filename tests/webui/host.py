@@ -28,7 +28,7 @@ from ldznet.webui.settings import TITLE
 
 FLAGS = ("--skip-prepare-environment", "--skip-torch-cuda-test", "--api", "--server-name", "127.0.0.1", "--no-hashing")
 READY = {False: "Uvicorn running", True: "Startup time"}  # by whether there is a page
-PATIENCE = 300  # seconds
+PATIENCE = 900  # seconds, on two cores that others use too
 REPOSITORY, WITNESS = Path(__file__).parents[2], Path(__file__).parent / "witness"
 CONFIG = {
     "live_previews_enable": False,

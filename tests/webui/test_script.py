@@ -58,13 +58,19 @@ class Heard(list[Any]):
         self.append(callback)
 
 
-def stand_ins(folder: Path) -> dict[str, Any]:
+class Told:
+    """The hosts' `Script`, as far as it tells which host it is."""
+
+    def postprocess_image_after_composite(self, p: Any, pp: Any, *arguments: Any) -> None: ...
+
+
+def stand_ins(folder: Path, script: type = Told) -> dict[str, Any]:
     """`gradio` and `modules` by their names in sys.modules."""
     kinds = ("Accordion", "Row", "Slider", "Checkbox", "Radio", "Textbox", "Dropdown", "Number")
     kinds += ("Button", "State", "Image", "HTML")
     moments = {f"on_{what}": Heard() for what in ("after_component", "before_ui", "app_started")}
     parts = {
-        "scripts": {"Script": object, "AlwaysVisible": "always"},
+        "scripts": {"Script": script, "AlwaysVisible": "always"},
         "script_callbacks": moments,
         "paths": {"models_path": str(folder)},
         "shared": {"sd_model": None, "state": SimpleNamespace(interrupt=None), "opts": None},
@@ -82,9 +88,9 @@ def stand_ins(folder: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture
-def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    for name, module in stand_ins(tmp_path).items():
+@pytest.fixture(params=[Told])
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Any]:
+    for name, module in stand_ins(tmp_path, request.param).items():
         monkeypatch.setitem(sys.modules, name, module)
     spec = importlib.util.spec_from_file_location("ldznet_webui_under_test", SCRIPT)
     assert spec is not None
@@ -168,6 +174,18 @@ def test_networks_are_put_back_on_a_forge(script: Any) -> None:
         raise ZeroDivisionError
     assert model.forge_objects == patched
     assert activated == [(None, {})]
+
+
+@pytest.mark.parametrize("script", [object], indirect=True)
+def test_on_sd_next_it_says_that_it_does_nothing(script: Any) -> None:
+    assert script.LDZNetScript().ui(True) == []
+    p = standin.Processing(Image.new("RGB", (64, 64)))
+    before = dict(vars(p))
+    script.LDZNetScript().process(p, {"phrases": "a dog"})
+    assert vars(p) == before
+    app = App(SimpleNamespace(path="/sdapi/v1/img2img", dependencies=[]))
+    heard(script, "app_started", None, app)
+    assert app.added == {}
 
 
 def component(kind: str, **named: Any) -> Component:
