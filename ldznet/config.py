@@ -15,6 +15,7 @@ from .errors import CheckpointError, cause
 from .schedule import NUM_TIMESTEPS
 from .shapes import PIXELS_PER_LATENT
 
+READING_TAPS = ("ldznet", "light")  # the networks that do
 PUBLISHED_BLOCKS = ("input.8", "middle.0", "output.3", "output.4", "output.5")
 
 
@@ -30,6 +31,7 @@ UNET_BOUNDS = {  # several times what any published UNet has, and little enough 
 }
 HEAD_BOUNDS = {
     "latent_grid": Bound(1, 512),  # 4096 px
+    "strides": Bound(1, 8, most=2),
     "size_multiple": Bound(PIXELS_PER_LATENT, 512, step=PIXELS_PER_LATENT),
     "timestep": Bound(0, NUM_TIMESTEPS - 1),
     "timestep_range": Bound(0, NUM_TIMESTEPS - 1),
@@ -86,11 +88,14 @@ class UNetConfig:
 class HeadConfig:
     """What a head is, what it asks of a host, and how it was trained. The defaults are the published LD-ZNet's."""
 
-    network: str = "ldznet"  # "rgbnet", "znet" or "ldznet": the three networks of the paper
+    network: str = (
+        "ldznet"  # "rgbnet", "znet" or "ldznet": the three networks of the paper; or "light", a decoder of ours
+    )
     unet: UNetConfig = UNetConfig(out_channels=1)
     blocks: tuple[str, ...] = PUBLISHED_BLOCKS  # where taps are cross-attended; paper section 3.3
     host_unet: UNetConfig = UNetConfig()  # the UNet whose taps it was trained on
     latent_grid: tuple[int, int] = (48, 48)  # latent size in training: the grid of the positional embedding
+    strides: tuple[int, int] = (1, 2)  # of a light head's two maps, in latent pixels
     size_multiple: int = 64  # pixels; the sides of the image at the head's resolution are multiples of this
     timestep: int = 400  # where taps are taken
     timestep_range: tuple[int, int] = (300, 499)  # where they were taken in training; ensembles draw from it
@@ -108,14 +113,14 @@ class HeadConfig:
             raise fault("template", self.template, f"one {{}} for the phrase in {LONGEST_TEMPLATE} characters at most")
         if self.mask_channels != (1,) and len(self.mask_channels) != 3:
             raise fault("mask_channels", self.mask_channels, "(1,), or three, one before each doubling")
-        if self.network == "ldznet":
+        if self.network in READING_TAPS:
             self._check_blocks()
 
     def _check_blocks(self) -> None:
         """Each tap has a place where it is made, and a transformer of the head's own that reads it."""
         if not 1 <= len(self.blocks) <= MOST_BLOCKS:
             raise fault("blocks", self.blocks, f"1 to {MOST_BLOCKS} names")
-        for unet in (self.host_unet, self.unet):
+        for unet in (self.host_unet, self.unet) if self.network == "ldznet" else (self.host_unet,):
             specs = unet.tap_specs()
             for block in self.blocks:
                 if block not in specs:
@@ -146,7 +151,7 @@ class HeadConfig:
     @property
     def tap_specs(self) -> dict[str, TapSpec]:
         """The taps that this head needs; empty for RGBNet and ZNet."""
-        if self.network != "ldznet":
+        if self.network not in READING_TAPS:
             return {}
         specs = self.host_unet.tap_specs()
         return {block: specs[block] for block in self.blocks}

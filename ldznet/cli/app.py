@@ -159,7 +159,9 @@ def convert(
 
 @app.command()
 def info(
-    head: Annotated[str, typer.Argument(help='"attention", "tiny", "tiny-znet" or a .safetensors file.')] = "tiny",
+    head: Annotated[
+        str, typer.Argument(help='"attention", "tiny", "tiny-light", "tiny-znet" or a .safetensors file.')
+    ] = "tiny",
 ) -> None:
     """What a head is and asks for. Example: ldznet info tiny"""
     import dataclasses
@@ -175,7 +177,7 @@ def info(
 @app.command()
 def train(
     stage: Annotated[
-        str, typer.Argument(help='vae, classifier, probe, text, ldm, ldznet, znet, or "all" in that order.')
+        str, typer.Argument(help='vae, classifier, probe, text, ldm, ldznet, light, znet, or "all" in that order.')
     ],
     data: Annotated[str, typer.Option(help='"tinyworld", or a folder with an index.jsonl.')] = "tinyworld",
     images: Annotated[int, typer.Option(help="How many scenes of the tiny world to draw.", min=1)] = 40_000,
@@ -187,26 +189,33 @@ def train(
     weights: Annotated[
         Path, typer.Option(help="Folder of the weights: read from, and written to.", file_okay=False)
     ] = Path("runs/weights"),
+    binding: Annotated[
+        float, typer.Option(help="Of the LDM: how much each noun's attention is drawn to its thing.", min=0)
+    ] = 0.0,
 ) -> None:
     """Train the tiny world's models; resumes where it was stopped. Example: ldznet train all --out runs"""
     from .train import Setting
     from .train import train as run
 
-    for path in run(stage, Setting(data, images, steps, batch, out, weights)):
+    for path in run(stage, Setting(data, images, steps, batch, out, weights, binding)):
         typer.echo(f"Wrote {path}.")
 
 
 @app.command()
 def evaluate(
     what: Annotated[
-        str | None, typer.Argument(help='"tiny", "gates", "resolution" or "timestep", of the tiny world.')
+        str | None, typer.Argument(help='"tiny", "taps", "naming", "gates", "resolution" or "timestep".')
     ] = None,
     head: Annotated[
         list[str] | None,
-        typer.Option(help='"attention", "tiny", "tiny-znet" or a .safetensors file; with --dataset several times.'),
+        typer.Option(
+            help='"attention", "tiny", "tiny-light", "tiny-znet" or a .safetensors file; with --dataset several times.'
+        ),
     ] = None,
     scenes: Annotated[int, typer.Option(help="Of the tiny world; no training saw them.", min=2)] = 500,
-    weights: Annotated[Path | None, typer.Option(help="For the gates: a folder of weights, if not our own.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="For gates and naming: a folder of weights, if not our own.")
+    ] = None,
     dataset: Annotated[
         str | None, typer.Option(help="phrasecut, aigi, refcoco, refcoco+, gref, coco, folder, or T0 to T4.")
     ] = None,
@@ -252,13 +261,15 @@ def evaluate(
     from . import evaluate as run
 
     what = what or "tiny"
-    tables = {"tiny": run.tiny, "resolution": run.resolution, "timestep": run.timestep}
-    if what != "gates" and what not in tables:
-        raise InputError(f'Expected {", ".join(tables)} or gates, got "{what}".')
-    first = head[0] if head else "tiny"
-    table, passed = (
-        run.gate_table(weights or WEIGHTS, scenes) if what == "gates" else (tables[what](first, scenes), True)
-    )
+    tables = {"tiny": run.tiny, "taps": run.taps, "resolution": run.resolution, "timestep": run.timestep}
+    of_weights = {"naming": run.naming, "gates": run.gate_table}
+    if what not in tables and what not in of_weights:
+        raise InputError(f'Expected {", ".join(tables)}, naming or gates, got "{what}".')
+    if what in of_weights:
+        found = of_weights[what](weights or WEIGHTS, scenes)
+        table, passed = found if isinstance(found, tuple) else (found, True)
+    else:
+        table, passed = tables[what](head[0] if head else "tiny", scenes), True
     Console(width=205).print(table)
     if json is not None:
         run.write_table(table, json)

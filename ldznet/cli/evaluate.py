@@ -12,9 +12,12 @@ from rich.table import Table
 from ..checkpoints import load_head
 from ..data import TinyWorldTest
 from ..data.items import Item
-from ..evaluate import benchmark, sweeps
+from ..errors import InputError
+from ..evaluate import benchmark, gates, sweeps
 from ..evaluate.benchmark import Outcome, Segment
-from ..evaluate.gates import gates, share_interval
+from ..evaluate.gates import share_interval
+from ..evaluate.metrics import bootstrap
+from ..evaluate.reading import OWN, reading
 from ..hosts.tiny import TinyHost
 from ..predictor import Predictor
 from ..writing import replacing
@@ -66,18 +69,43 @@ def timestep(head: str, count: int) -> Table:
     return table
 
 
+def taps(head: str, count: int) -> Table:
+    """What wrong taps cost a head, latents and text as they were: whether it reads them."""
+    loaded, scenes = load_head(head), drawn(count)
+    if not loaded.head_config.tap_specs:
+        raise InputError(f'Expected a head that reads taps, such as "tiny-light" or "tiny", got "{head}".')
+    with progress_bar("Segmenting") as progress:
+        found = reading(loaded, TinyHost.load(), scenes, progress=progress)
+    n = f"{len(found.scenes)} ({len(set(found.scenes.tolist()))})"
+    table = Table("taps", "n things (images)", "mIoU @0.5", "what it costs", title=f"{head}, {count} photo scenes")
+    for name, ious in found.ious.items():
+        mean, low, high = bootstrap(ious, found.scenes)
+        cost = "" if name == OWN else "{:.3f} ({:.3f} .. {:.3f})".format(*found.cost(name))
+        table.add_row(name, n, f"{mean:.3f} ({low:.3f} .. {high:.3f})", cost)
+    return table
+
+
+def naming(weights: Path, count: int) -> Table:
+    """Whether a noun's attention picks, of three things, the one that it names."""
+    return _gates_table([gates.naming(TinyHost.load(weights=weights), count)], count)
+
+
 def gate_table(weights: Path, count: int) -> tuple[Table, bool]:
     """The gates of the tiny world, and whether every figure reaches what it must."""
+    with progress_bar("Generating") as progress:
+        reached = gates.gates(TinyHost.load(weights=weights), weights, count, progress)
+    return _gates_table(reached, count), all(gate.passed for gate in reached)
+
+
+def _gates_table(reached: Sequence[gates.Gate], count: int) -> Table:
     table = Table(
         "gate", "n", "figure (95 %)", "needed", "passed", "beside it", title="Gates over unseen scenes or captions"
     )
-    with progress_bar("Generating") as progress:
-        reached = gates(TinyHost.load(weights=weights), weights, count, progress)
     for gate in reached:
         passed, (low, high) = "yes" if gate.passed else "NO", gate.interval or share_interval(gate.figure, count)
         figure = f"{gate.figure:.3f} ({low:.3f} .. {high:.3f})"
         table.add_row(gate.name, str(count), figure, f"{gate.needed:g}", passed, gate.note)
-    return table, all(gate.passed for gate in reached)
+    return table
 
 
 def write_table(table: Table, path: Path) -> None:

@@ -30,6 +30,7 @@ class Setting:
     batch: int | None
     out: Path
     weights: Path
+    binding: float = 0.0
 
 
 def stages(name: str) -> tuple[str, ...]:
@@ -49,10 +50,12 @@ def train(name: str, setting: Setting) -> Iterator[Path]:
         config = dataclasses.replace(recipe.STAGES[stage], **changes)
         cache = _cache(setting, stage)
         singles = _cache(setting, "probe") if stage == "ldm" and setting.data == "tinyworld" else None
-        yield from _run(recipe.Stage(stage, config, cache, setting.out / stage, setting.weights), singles)
+        yield from _run(
+            recipe.Stage(stage, config, cache, setting.out / stage, setting.weights), singles, setting.binding
+        )
 
 
-def _run(stage: recipe.Stage, singles: Cache | None) -> list[Path]:
+def _run(stage: recipe.Stage, singles: Cache | None, binding: float) -> list[Path]:
     with progress_bar(f"Training {stage.name}") as progress:
         if stage.name == "vae":
             return recipe.train_vae(stage, progress)
@@ -61,9 +64,9 @@ def _run(stage: recipe.Stage, singles: Cache | None) -> list[Path]:
         if stage.name == "text":
             return recipe.train_text(stage, progress)
         if stage.name == "ldm":
-            return recipe.train_ldm(stage, singles, progress)
+            return recipe.train_ldm(stage, singles, progress, binding)
         host = TinyHost.load(weights=stage.weights)
-        start = host.models.unet if stage.name == "ldznet" else load_head(stage.file("ldznet"))
+        start = load_head(stage.file("ldznet")) if stage.name == "znet" else host.models.unet
         return recipe.train_head(stage, host, start, progress)
 
 

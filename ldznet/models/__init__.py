@@ -2,8 +2,9 @@
 `trained` runs it for phrases."""
 
 from .ldznet import LDZNet, RGBNet
+from .light import LightHead
 from .registry import HEADS, build_head
 from .trained import CapturedTaps, TrainedHead
 from .unet import UNet
 
-__all__ = ["HEADS", "CapturedTaps", "LDZNet", "RGBNet", "TrainedHead", "UNet", "build_head"]
+__all__ = ["HEADS", "CapturedTaps", "LDZNet", "LightHead", "RGBNet", "TrainedHead", "UNet", "build_head"]

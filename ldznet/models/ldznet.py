@@ -9,58 +9,45 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..config import HeadConfig
 from ..contracts import Taps
 from ..errors import InputError
-from ..shapes import PIXELS_PER_LATENT, Float, Int
-from .layers import NUM_GROUPS
+from ..shapes import PIXELS_PER_LATENT, Float, Int, Real
+from .checking import require_inputs
+from .maskhead import MaskHead
 from .trained import TrainedHead
 from .unet import UNet
 
 
-def published_mask_head(operations: Any = nn) -> nn.Sequential:
-    """The 55 parameters of the paper's `final`: three times convolution and doubling, all in one channel."""
-    ops = operations
-    layers: list[nn.Module] = []
-    for _ in range(3):
-        layers += [ops.Conv2d(1, 1, 3, padding=1), nn.SiLU(), ops.ConvTranspose2d(1, 1, 2, stride=2), nn.SiLU()]
-    return nn.Sequential(*layers, ops.Conv2d(1, 1, 3, padding=1))
-
-
-def wide_mask_head(channels: tuple[int, ...], operations: Any = nn) -> nn.Sequential:
-    """Three doublings by pixel shuffle, so that detail below 8 px can pass. `channels` before each of them."""
-    layers: list[nn.Module] = []
-    for here, after in zip(channels, (*channels[1:], 1), strict=True):
-        layers += [operations.Conv2d(here, after * 4, 3, padding=1), nn.PixelShuffle(2), nn.SiLU()]
-    return nn.Sequential(*layers[:-1])
-
-
-class LDZNet(UNet, TrainedHead):
+class LDZNet(MaskHead, UNet, TrainedHead):
     """Words and latents in, mask out; with taps of a denoising UNet where its configuration has blocks."""
 
     def __init__(self, config: HeadConfig, operations: Any = nn) -> None:
         super().__init__(config.unet, config.tap_specs, config.latent_grid, operations)
         self.head_config = config
-        width, channels = config.unet.model_channels, config.mask_channels
-        published = channels == (1,)
-        # As many groups as channels would leave each channel's mean out: all and nothing would look the same.
-        groups = NUM_GROUPS if published else 1
-        self.out = nn.Sequential(
-            operations.GroupNorm(groups, width), nn.SiLU(), operations.Conv2d(width, channels[0], 3, padding=1)
-        )
-        self.final = published_mask_head(operations) if published else wide_mask_head(channels, operations)
-        if config.has_presence:
-            self.presence_head = nn.Sequential(
-                operations.Linear(width * 2 + 1, width * 2), nn.SiLU(), operations.Linear(width * 2, 1)
-            )
+        self._end_in(config.unet.model_channels, config.mask_channels, config.has_presence, operations)
 
     @property
     def example(self) -> Tensor:
         """A parameter."""
         return next(self.parameters())
+
+    def features(
+        self,
+        latents: Float[Tensor, "b c h w"],
+        timesteps: Real[Tensor, " b"],
+        context: Float[Tensor, "b n d"],
+        taps: Taps | None = None,
+        kept: Float[Tensor, "b 2"] | None = None,
+    ) -> Float[Tensor, "b m h w"]:
+        """As a UNet's. `kept`: 1 where the latents, and where the taps, of a row are there; 0 where not (for training
+        that leaves some out: zeros are in their place)."""
+        if kept is not None:
+            latents = latents * kept[:, 0, None, None, None]
+            taps = {block: tap * kept[:, 1, None, None, None] for block, tap in (taps or {}).items()}
+        return super().features(latents, timesteps, context, taps)
 
     def masks_and_presence(
         self,
@@ -70,19 +57,8 @@ class LDZNet(UNet, TrainedHead):
         taps: Taps | None = None,
     ) -> tuple[Float[Tensor, "b 1 8*h 8*w"], Float[Tensor, " b"] | None]:
         """Mask logits and presence logits (None for a head without that output), from one pass."""
-        self._check(latents, taps)
+        require_inputs(self.head_config, latents, taps)
         return self.read(self.features(latents, timesteps, context, taps))
-
-    def read(
-        self, features: Float[Tensor, "b c h w"]
-    ) -> tuple[Float[Tensor, "b 1 8*h 8*w"], Float[Tensor, " b"] | None]:
-        """What `masks_and_presence` gives, from the features of the last block."""
-        logits = self.final(nn.functional.silu(self.out(features)))
-        if not self.head_config.has_presence:
-            return logits, None
-        peak = logits.amax(dim=(1, 2, 3))[:, None]
-        pooled = torch.cat([features.mean(dim=(2, 3)), features.amax(dim=(2, 3)), peak], dim=1)
-        return logits, self.presence_head(pooled)[:, 0]
 
     def forward(
         self,
@@ -106,18 +82,6 @@ class LDZNet(UNet, TrainedHead):
     ) -> Float[Tensor, " b"] | None:
         """Logits of "the phrase is in this image", or None where the head was not trained for that."""
         return self.masks_and_presence(latents, timesteps, context, taps)[1]
-
-    def _check(self, latents: Tensor, taps: Taps | None) -> None:
-        channels = self.head_config.unet.in_channels
-        if latents.ndim != 4 or latents.shape[1] != channels:
-            raise InputError(f"Expected latents b {channels} h w, got {tuple(latents.shape)}. Give the host's latents.")
-        for block, spec in self.head_config.tap_specs.items():
-            if taps is None or block not in taps:
-                given = ", ".join(taps) if taps else "none"
-                raise InputError(f"Expected a tap for block {block}, got {given}. Extract all of this head's blocks.")
-            if taps[block].ndim != 4 or taps[block].shape[1] != spec.channels:
-                shape = tuple(taps[block].shape)
-                raise InputError(f"Expected tap {block} as b {spec.channels} h w, got {shape}. Use the head's host.")
 
 
 class RGBNet(LDZNet):

@@ -9,15 +9,17 @@ from torch import nn
 from ..config import HeadConfig
 from ..errors import CheckpointError
 from .ldznet import LDZNet, RGBNet
+from .light import LightHead
 
-HEADS: dict[str, type[LDZNet]] = {
+HEADS: dict[str, type[LDZNet | LightHead]] = {
     "rgbnet": RGBNet,
     "znet": LDZNet,
     "ldznet": LDZNet,
+    "light": LightHead,
 }
 
 
-def build_head(config: HeadConfig, operations: Any = nn) -> LDZNet:
+def build_head(config: HeadConfig, operations: Any = nn) -> LDZNet | LightHead:
     """The network that `config` describes, with fresh weights (none under `torch.device("meta")`)."""
     if config.network not in HEADS:
         known = ", ".join(HEADS)

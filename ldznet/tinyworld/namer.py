@@ -43,6 +43,20 @@ class Namer(nn.Module):
         logits = self.names(torch.cat([h.mean(dim=(2, 3)), h.amax(dim=(2, 3))], dim=1))
         return logits[:, : len(CATEGORIES)], logits[:, len(CATEGORIES) :]
 
+    def places(
+        self, maps: list[Float[Tensor, "b _ _ _"]]
+    ) -> tuple[Float[Tensor, "b categories h w"], Float[Tensor, "b categories"]]:
+        """Where each category is seen, from 0 to 1 at its peak, and how sure that peak is: its share among categories.
+
+        The readout of the largest values, at every cell (class activation maps, Zhou et al., CVPR 2016).
+        """
+        h = maps[-1]
+        weight = self.names.weight[: len(CATEGORIES), h.shape[1] :]
+        evidence = torch.einsum("kc,bchw->bkhw", weight, h)
+        shares = evidence.softmax(dim=1)
+        places = shares * (evidence - evidence.mean(dim=1, keepdim=True)).relu()
+        return places / places.amax(dim=(2, 3), keepdim=True).clamp(min=1e-6), shares.amax(dim=(2, 3))
+
     def maps(self, x: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b _ _ _"]]:
         """What the network sees at cells of 4, 8 and 16 pixels: 32, 64 and 128 channels."""
         found = []

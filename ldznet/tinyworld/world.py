@@ -14,7 +14,7 @@ from torch import nn
 from .. import clip_bpe
 from ..checkpoints import load_weights
 from ..checkpoints.load import WEIGHTS
-from ..config import HeadConfig, UNetConfig
+from ..config import PUBLISHED_BLOCKS, HeadConfig, UNetConfig
 from ..errors import CheckpointError
 from ..models import UNet
 from .text import TextConfig, TextEncoder
@@ -25,6 +25,8 @@ from .words import VOCABULARY
 # a text could not say how bright or of which tint a picture is.
 UNET = UNetConfig(model_channels=64, channel_mult=(1, 1, 1, 1), num_heads=4, context_dim=64)
 HEAD = dataclasses.replace(UNET, out_channels=1)  # so that a head starts from all of the UNet
+LIGHT_WIDTH = 96
+LIGHT_BLOCKS = ("input.2", "input.4", "input.5", "output.7", "output.8", "output.10", "output.11")  # 16 x 16 and 8 x 8
 PIXELS = 128
 LATENT = PIXELS // 8
 # Words of phrases and captions, and those of the published templates: each is one token.
@@ -35,9 +37,11 @@ Module = TypeVar("Module", bound=nn.Module)
 
 def head_config(network: str) -> HeadConfig:
     """The embedded heads' configuration: a wider mask head than the published one, and a presence output."""
+    light = network == "light"
     return HeadConfig(
         network=network,
-        unet=HEAD,
+        unet=dataclasses.replace(HEAD, model_channels=LIGHT_WIDTH) if light else HEAD,
+        blocks=LIGHT_BLOCKS if light else PUBLISHED_BLOCKS,
         host_unet=UNET,
         latent_grid=(LATENT, LATENT),
         size_multiple=32,

@@ -1,7 +1,8 @@
 """One training loop for everything: the VAE, the LDM and any head. On accelerate; knows not what it trains.
 
 A `Task` gives batches by step number, so that a run that was killed goes on exactly where its last state was saved.
-In `folder` it keeps state.safetensors (to resume), state.json (to read), log.csv and log.png.
+In `folder` it keeps state.safetensors (to resume), state.json (to read), log.csv and log.png. On a CUDA device a step
+is captured once and replayed: networks as small as the tiny world's wait for launches there, not for arithmetic.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.files import open_safetensors
 from ..errors import InputError, cause
+from .graphs import Graphed
 
 STATE = "state.safetensors"
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, laid out in memory as their parameter is: its fused step relies on that
@@ -104,7 +106,8 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         self.task, self.config, self.folder = task, config, folder
         self.accelerator = Accelerator()
-        self.module, self.optimizer = self.accelerator.prepare(task.module, _adamw(task.module, config))
+        self.device = self.accelerator.device
+        self.module, self.optimizer = self.accelerator.prepare(task.module, _adamw(task.module.to(self.device), config))
         self.plain: nn.Module = self.accelerator.unwrap_model(self.module)
         self.ema = EMA(self.plain, config.ema)
         self.step = 0
@@ -113,6 +116,7 @@ class Run:
             self._resume()
         if config.compile:
             self.module = torch.compile(self.module)
+        self._step = Graphed(self._eager_step) if self.device.type == "cuda" else self._eager_step
 
     def train(self, progress: Progress | None = None) -> dict[str, Tensor]:
         """Runs to the end; returns the EMA parameters by name. `progress(step, steps, figures)` may raise to stop."""
@@ -121,7 +125,8 @@ class Run:
         while self.step < config.steps:
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
             batch = self.task.batch(self.step, config.batch, generator)
-            figures = self._optimize(batch)
+            self._set_rate(learning_rate(config, self.step))
+            figures = self._step(moved(batch, self.device))
             self.ema.update(self.plain, self.step)
             self.step += 1
             last = self.step == config.steps
@@ -134,16 +139,21 @@ class Run:
                 self.save()
         return self.ema.parameters
 
-    def _optimize(self, batch: Any) -> dict[str, Tensor]:
+    def _set_rate(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, self.step)
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+    def _eager_step(self, batch: Any) -> dict[str, Tensor]:
+        self.optimizer.zero_grad(set_to_none=True)
         bfloat16 = self.config.precision == "bf16"
-        with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
             loss, figures = self.task.loss(self.module, batch)
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.plain.parameters(), self.config.clip)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         return {"loss": loss.detach(), **figures, "gradient": norm}
 
     def save(self) -> None:
@@ -186,7 +196,8 @@ class Run:
             self.ema.parameters[name].copy_(tensors[f"ema.{name}"])
             if f"step.{name}" in tensors:
                 state = {key: torch.empty_like(parameter).copy_(tensors[f"{key}.{name}"]) for key in MOMENTS}
-                self.optimizer.state[parameter] = {"step": tensors[f"step.{name}"], **state}
+                step = tensors[f"step.{name}"]
+                self.optimizer.state[parameter] = {"step": step.to(parameter.device), **state}
 
     def _log(self, figures: dict[str, float]) -> None:
         self._require_finite(figures["loss"])
@@ -197,12 +208,25 @@ class Run:
             raise InputError(f"The loss is {loss} at step {self.step}. Lower the learning rate and resume.")
 
 
+def moved(batch: Any, device: torch.device) -> Any:
+    """`batch`, a tensor or tensors in tuples and dicts, on `device`."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {name: moved(part, device) for name, part in batch.items()}
+    return tuple(moved(part, device) for part in batch)
+
+
 def _adamw(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Fused where this torch can (on a CPU from 2.4 on)."""
+    """Fused where this torch can (on a CPU from 2.4 on); fit to be captured on a CUDA device."""
+    device = next(module.parameters()).device
+    graphed = device.type == "cuda"
+    rate: Any = torch.tensor(config.learning_rate, dtype=torch.float32, device=device) if graphed else None
 
     def optimizer(fused: bool) -> torch.optim.Optimizer:
         groups = _weight_decay_groups(module, config.weight_decay)  # AdamW writes its settings into them
-        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=fused)
+        lr = config.learning_rate if rate is None else rate
+        return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), fused=fused, capturable=graphed)
 
     try:
         return optimizer(fused=True)

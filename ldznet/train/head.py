@@ -4,12 +4,14 @@ Mean pixel cross-entropy as in the paper, a soft Dice term (small things weigh a
 on the presence output, and one more that is thrown away with the training: a linear reading of the last features says
 where every word of the data is, whichever phrase was asked for. One phrase names one thing; the words name all that
 the image holds, so that telling categories apart is learned in a fraction of the steps. The denoising UNet and the
-text encoder are frozen.
+text encoder are frozen. A head that can do without its taps will: so a quarter of the rows has no latents, another no
+taps.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -19,17 +21,18 @@ from torch import Tensor, nn
 from ..contracts import Host
 from ..data.cache import Cache
 from ..errors import InputError
-from ..models import LDZNet
+from ..models import LDZNet, LightHead
 from ..phrases import ARTICLES, fill
 from .engine import channels_last
 
 ABSENT_SHARE = 0.3
 STUFF_WEIGHT = 0.3  # of drawing a phrase of stuff, against one of a thing: stuff is learned long before
 DICE_WEIGHT, PRESENCE_WEIGHT, WORDS_WEIGHT = 1.0, 0.2, 0.3
+INPUT_DROP = 0.25  # share of the rows without latents, and of those without taps, so that both are read
 MOST_WORDS = 64  # the commonest of the data
 
 
-def start_from(head: LDZNet, module: nn.Module) -> int:
+def start_from(head: nn.Module, module: nn.Module) -> int:
     """Copies every parameter of `module` (a UNet or a head) whose name and shape `head` shares; returns how many."""
     source, target = module.state_dict(), head.state_dict()
     shared = {name: t for name, t in source.items() if name in target and target[name].shape == t.shape}
@@ -38,19 +41,29 @@ def start_from(head: LDZNet, module: nn.Module) -> int:
 
 
 class Segmenting(nn.Module):
-    """A head as a module whose forward is the loss."""
+    """A head as a module whose forward is the loss. `kept` says which inputs a row has: its latents, its taps."""
 
-    def __init__(self, head: LDZNet, words: int) -> None:
+    def __init__(self, head: LDZNet | LightHead, words: int) -> None:
         super().__init__()
         self.head = head
         self.words = nn.Conv2d(head.head_config.unet.model_channels, words, 1)
         nn.init.zeros_(self.words.weight)  # or its first guesses would disturb a head that goes on
 
     def forward(
-        self, latents: Tensor, context: Tensor, taps: dict[str, Tensor], masks: Tensor, words: Tensor
+        self,
+        latents: Tensor,
+        context: Tensor,
+        taps: dict[str, Tensor],
+        masks: Tensor,
+        words: Tensor,
+        kept: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         zeros = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
-        features = self.head.features(latents, zeros, context, taps)
+        features = self.head.features(latents, zeros, context, taps, kept).float()
+        with torch.autocast(latents.device.type, enabled=False):
+            return self._loss(features, masks, words)
+
+    def _loss(self, features: Tensor, masks: Tensor, words: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         logits, presence = self.head.read(features)
         present = masks.amax(dim=(1, 2, 3))
         pixels = F.binary_cross_entropy_with_logits(logits, masks)
@@ -71,9 +84,9 @@ def soft_dice(logits: Tensor, masks: Tensor) -> Tensor:
     return 1 - (2 * shared + 1) / ((p**2).sum(dim=(1, 2, 3)) + masks.sum(dim=(1, 2, 3)) + 1)
 
 
-def commonest_words(cache: Cache) -> list[str]:
-    """The words that most phrases of `cache` hold, articles left out; at most MOST_WORDS."""
-    counts = Counter(word for record in cache.records for phrase in record["phrases"] for word in content_words(phrase))
+def commonest_words(phrases: Iterable[str], unnamed: Collection[str] = ()) -> list[str]:
+    """The words that most of `phrases` hold, articles and `unnamed` ones left out; at most MOST_WORDS."""
+    counts = Counter(word for phrase in phrases for word in content_words(phrase) if word not in unnamed)
     return [word for word, _ in counts.most_common(MOST_WORDS)]
 
 
@@ -83,63 +96,132 @@ def content_words(phrase: str) -> list[str]:
 
 
 class HeadTask:
-    """Batches of (latents, context, taps, mask). Contexts of all phrases are encoded once, taps at every step."""
+    """Batches of (latents, context, taps, mask, word maps, kept), all of them where the host is.
 
-    def __init__(self, head: LDZNet, host: Host, cache: Cache) -> None:
-        if cache.latents is None:
-            raise ValueError("Expected a cache with latents, got one without. Call add_latents first.")
-        self.host, self.cache, self.config = host, cache, head.head_config
-        self.latents = cache.latents
-        self.usable = np.array([i for i, r in enumerate(cache.records) if r["phrases"] or r["absent"]])
-        if len(self.usable) == 0:
-            raise InputError("Expected images with phrases, got none that has any. Give masks in index.jsonl.")
-        self.columns = {word: column for column, word in enumerate(commonest_words(cache))}
+    Contexts of all phrases are encoded once, taps at every step. `unnamed` words are in no phrase that is asked for.
+    A `blind` head never has its taps.
+    """
+
+    def __init__(
+        self,
+        head: LDZNet | LightHead,
+        host: Host,
+        caches: Cache | Sequence[Cache],
+        unnamed: Collection[str] = (),
+        blind: bool = False,
+    ) -> None:
+        caches = [caches] if isinstance(caches, Cache) else list(caches)
+        latents = [cache.latents for cache in caches if cache.latents is not None]
+        if len(latents) < len(caches):
+            raise ValueError("Expected caches with latents, got one without. Call add_latents first.")
+        self.host, self.config, self.blind = host, head.head_config, blind
+        self.device = torch.device(getattr(host, "device", "cpu"))
+        self.latents = torch.cat(latents).to(self.device)
+        self.planes = torch.cat([torch.from_numpy(np.array(cache.planes)) for cache in caches]).to(self.device)
+        self.size = caches[0].images.shape[1:3]
+        self._describe(caches, frozenset(unnamed))
         self.module = channels_last(Segmenting(head, len(self.columns)))
-        phrases = sorted({p for record in cache.records for p in (*record["phrases"], *record["absent"])})
-        self.rows = {phrase: row for row, phrase in enumerate(phrases)}
-        texts = [fill(self.config.template, phrase) for phrase in phrases]
+        texts = [fill(self.config.template, phrase) for phrase in self.rows]
         self.context = torch.cat([host.encode_text(texts[i : i + 256]) for i in range(0, len(texts), 256)])
 
+    def _describe(self, caches: Sequence[Cache], unnamed: frozenset[str]) -> None:
+        """Tables of every image's phrases: their planes, their chances, their texts; and of its absent ones."""
+
+        def may_be_named(phrase: str) -> bool:
+            return unnamed.isdisjoint(content_words(phrase))
+
+        records, planes_before = [], 0
+        for cache in caches:
+            records += [{**record, "first_plane": record["first_plane"] + planes_before} for record in cache.records]
+            planes_before += len(cache.planes)
+        absent = [[phrase for phrase in record["absent"] if may_be_named(phrase)] for record in records]
+        chances = [
+            [
+                may_be_named(p) * (STUFF_WEIGHT if k == "stuff" else 1.0)
+                for p, k in zip(r["phrases"], r["kinds"], strict=True)
+            ]
+            for r in records
+        ]
+        self.usable = torch.tensor([i for i in range(len(records)) if any(chances[i]) or absent[i]], dtype=torch.int64)
+        if len(self.usable) == 0:
+            raise InputError("Expected images with phrases, got none that has any. Give masks in index.jsonl.")
+        asked = {p for r, of in zip(records, chances, strict=True) for p, c in zip(r["phrases"], of, strict=True) if c}
+        self.rows = {p: row for row, p in enumerate(sorted(asked.union(*absent)))}
+        self.columns = {
+            word: column
+            for column, word in enumerate(commonest_words((p for r in records for p in r["phrases"]), unnamed))
+        }
+        self.first = torch.tensor([record["first_plane"] for record in records])
+        self.chances = _padded(chances, 0.0)
+        self.texts = _padded([[self.rows.get(phrase, 0) for phrase in record["phrases"]] for record in records], 0)
+        self.absent = _padded([[self.rows[phrase] for phrase in phrases] for phrases in absent], 0)
+        self.texts_there = torch.tensor([len(record["phrases"]) for record in records])
+        self.absent_counts = torch.tensor([len(phrases) for phrases in absent])
+        held = torch.zeros(len(self.planes), len(self.columns))
+        for record in records:
+            for which, phrase in enumerate(record["phrases"]):
+                for word in content_words(phrase):
+                    if word in self.columns:
+                        held[record["first_plane"] + which, self.columns[word]] = 1
+        self.held = held.to(self.device)
+
     def batch(self, step: int, size: int, generator: torch.Generator) -> tuple:
-        rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
-        index = rng.choice(self.usable, size)
-        drawn = [self._phrase(i, rng) for i in index]
-        context = self.context[[self.rows[phrase] for phrase, _ in drawn]]
-        masks = torch.from_numpy(np.stack([mask for _, mask in drawn])).float()[:, None]
-        latents = self.latents[torch.from_numpy(index)].float()
+        index = self.usable[torch.randint(len(self.usable), (size,), generator=generator)]
+        texts, planes, present = self._phrases(index, generator)
+        context = self.context[texts.to(self.context.device)]
+        masks = self._masks(planes) * present.to(self.device)[:, None, None]
+        latents = self.latents[index.to(self.device)].float()
+        taps = self._taps(latents, context, generator)
         return (
             latents.contiguous(memory_format=torch.channels_last),
             context,
-            self._taps(latents, context, generator),
-            masks,
+            taps,
+            masks[:, None],
             self._word_maps(index),
+            self._kept(size, generator).to(self.device),
         )
 
     def loss(self, module: nn.Module, batch: tuple) -> tuple[Tensor, dict[str, Tensor]]:
         return module(*batch)
 
-    def _phrase(self, i: int, rng: np.random.Generator) -> tuple[str, np.ndarray]:
-        """A phrase of item `i` and its mask; an absent one (mask of zeros) with probability ABSENT_SHARE."""
-        record = self.cache.records[i]
-        if record["absent"] and (not record["phrases"] or rng.random() < ABSENT_SHARE):
-            return str(rng.choice(record["absent"])), np.zeros(self.cache.images.shape[1:3], bool)
-        weights = np.array([STUFF_WEIGHT if kind == "stuff" else 1.0 for kind in record["kinds"]])
-        which = int(rng.choice(len(weights), p=weights / weights.sum()))
-        return record["phrases"][which], self.cache.mask(i, which)
+    def _phrases(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """A text for each image, its plane, and whether it is there; an absent one with probability ABSENT_SHARE."""
+        chances, counts = self.chances[index], self.absent_counts[index]
+        named = chances.sum(dim=1) > 0
+        absent = (counts > 0) & (~named | (torch.rand(len(index), generator=generator) < ABSENT_SHARE))
+        which = torch.multinomial(chances + (~named)[:, None], 1, generator=generator)[:, 0]
+        other = (torch.rand(len(index), generator=generator) * counts).long()
+        rows = torch.arange(len(index))
+        texts = torch.where(absent, self.absent[index][rows, other], self.texts[index][rows, which])
+        return texts, self.first[index] + torch.where(absent, 0, which), (~absent).float()
 
-    def _word_maps(self, index: np.ndarray) -> Tensor:
+    def _masks(self, planes: Tensor) -> Tensor:
+        """Masks of planes, n h w of 0 and 1."""
+        if len(self.planes) == 0:
+            return torch.zeros(len(planes), *self.size, device=self.device)
+        packed = self.planes[planes.clamp(max=len(self.planes) - 1).to(self.device)]
+        bits = (packed[:, :, None] >> torch.arange(7, -1, -1, dtype=torch.uint8, device=self.device)) & 1
+        return bits.flatten(1)[:, : self.size[0] * self.size[1]].unflatten(1, self.size).float()
+
+    def _word_maps(self, index: Tensor) -> Tensor:
         """Share of each latent cell that belongs to phrases with a word, b words h w."""
         size = (self.latents.shape[2], self.latents.shape[3])
-        maps = torch.zeros(len(index), len(self.columns), *size)
-        for row, i in enumerate(index):
-            for which, phrase in enumerate(self.cache.records[i]["phrases"]):
-                mask = torch.from_numpy(self.cache.mask(i, which)).float()
-                cells = F.adaptive_avg_pool2d(mask[None], size)[0]
-                for word in content_words(phrase):
-                    if word in self.columns:
-                        plane = maps[row, self.columns[word]]
-                        torch.maximum(plane, cells, out=plane)
+        most, maps = self.texts.shape[1], torch.zeros(len(index), len(self.columns), *size, device=self.device)
+        for which in range(most):
+            there = (self.texts_there[index] > which).to(self.device)
+            planes = (self.first[index] + which).clamp(max=len(self.planes) - 1)
+            cells = F.adaptive_avg_pool2d(self._masks(planes), size)
+            held = self.held[planes.to(self.device)] * there[:, None]
+            maps = torch.maximum(maps, held[:, :, None, None] * cells[:, None])
         return maps
+
+    def _kept(self, size: int, generator: torch.Generator) -> Tensor:
+        """Which inputs a row has, b 2: in a quarter no latents, in another no taps; all, where a head reads no taps."""
+        drawn = torch.rand(size, generator=generator)
+        kept = torch.stack([drawn >= INPUT_DROP, drawn < 1 - INPUT_DROP], dim=1).float()
+        if self.blind or not self.config.tap_specs:
+            kept[:, 0], kept[:, 1] = 1, 0
+        return kept
 
     def _taps(self, latents: Tensor, context: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         blocks = list(self.config.tap_specs)
@@ -147,5 +229,11 @@ class HeadTask:
             return {}
         low, high = self.config.timestep_range
         timesteps = torch.randint(low, high + 1, (len(latents),), generator=generator)
-        noise = torch.randn(latents.shape, generator=generator)
+        noise = torch.randn(latents.shape, generator=generator).to(latents)
         return dict(self.host.extract(self.host.add_noise(latents, noise, timesteps), timesteps, context, blocks))
+
+
+def _padded(rows: Sequence[Sequence[float]], value: float) -> Tensor:
+    """Rows of unequal length as one tensor, n k; at least one column."""
+    longest = max(1, *map(len, rows)) if rows else 1
+    return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows])

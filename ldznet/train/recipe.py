@@ -38,6 +38,7 @@ STAGES: dict[str, TrainConfig] = {  # in the order in which `ldznet train all` r
     "text": TrainConfig(1_500, 64, 1e-3, ema=0.99),
     "ldm": TrainConfig(25_000, 16, 1e-3, ema=0.999),
     "ldznet": TrainConfig(12_500, 16, 1e-3, ema=0.998),
+    "light": TrainConfig(10_000, 32, 1e-3, ema=0.998),
     "znet": TrainConfig(1_500, 16, 5e-4, ema=0.998),
 }
 
@@ -92,10 +93,11 @@ def train_text(stage: Stage, progress: Progress) -> list[Path]:
     return [stage.file()]
 
 
-def train_ldm(stage: Stage, singles: Cache | None, progress: Progress) -> list[Path]:
+def train_ldm(stage: Stage, singles: Cache | None, progress: Progress, binding: float = 0.0) -> list[Path]:
     """Trains the UNet on latents of the VAE and captions read by the text encoder, both from `stage.weights`.
 
-    With `singles`, scenes of one thing, half of the latents are theirs and the probe's eyes help to compare.
+    With `singles`, scenes of one thing, half of the latents are theirs and the probe's eyes help to compare; with
+    `binding`, they also say where each noun's attention belongs (`ldm.py`).
     """
     with seeded(stage.config.seed):
         models = world.fresh()
@@ -103,7 +105,7 @@ def train_ldm(stage: Stage, singles: Cache | None, progress: Progress) -> list[P
     caches = [add_latents(cache, vae.encode) for cache in (stage.cache, singles) if cache is not None]
     judge = load_weights(Namer("latents"), stage.file("probe")) if singles else None
     text = load_weights(models.text, stage.file("text"))
-    task = LDMTask(stage.goes_on(models.unet, "unet"), text, models.tokenizer, caches, judge)
+    task = LDMTask(stage.goes_on(models.unet, "unet"), text, models.tokenizer, caches, judge, binding)
     trained = Run(task, stage.config, stage.folder).train(progress)
     save_tensors(_half(_part(trained, "unet.")), stage.file("unet"), stage.metadata)
     return [stage.file("unet")]

@@ -117,18 +117,20 @@ def test_layers_come_from_operations(path: Path) -> None:
 
 
 def test_embedded_names_resolve(path: Path, monkeypatch, tmp_path: Path) -> None:
-    assert set(load.EMBEDDED) == {"tiny", "tiny-znet"}
+    assert set(load.EMBEDDED) == {"tiny", "tiny-light", "tiny-znet"}
     monkeypatch.setitem(load.EMBEDDED, "tiny", path)
     assert load_head("tiny").head_config == SMALL
-    with pytest.raises(CheckpointError, match="one of attention, tiny, tiny-znet, got tinny, which does not exist"):
+    with pytest.raises(
+        CheckpointError, match="one of attention, tiny, tiny-light, tiny-znet, got tinny, which does not exist"
+    ):
         load_head("tinny")
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny-znet"])
+@pytest.mark.parametrize("name", ["tiny", "tiny-light", "tiny-znet"])
 def test_embedded_heads_load(name: str) -> None:
     if not load.EMBEDDED[name].exists():
         pytest.skip("not trained yet")
-    assert load_head(name).head_config.network == {"tiny": "ldznet", "tiny-znet": "znet"}[name]
+    assert load_head(name).head_config.network == {"tiny": "ldznet", "tiny-light": "light", "tiny-znet": "znet"}[name]
 
 
 def test_the_published_head_needs_no_metadata(tmp_path: Path, monkeypatch) -> None:

@@ -20,6 +20,7 @@ from ldznet.train.engine import Run, TrainConfig
 from ldznet.train.head import (
     ABSENT_SHARE,
     DICE_WEIGHT,
+    INPUT_DROP,
     PRESENCE_WEIGHT,
     STUFF_WEIGHT,
     WORDS_WEIGHT,
@@ -59,23 +60,66 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def drawn(task: HeadTask, index: int, count: int) -> list[tuple[str, np.ndarray, bool]]:
+    """Phrases of one image, their masks, and whether they are there."""
+    texts, planes, present = task._phrases(torch.full((count,), index), generator())
+    masks = (task._masks(planes) * present[:, None, None]).numpy() > 0
+    names = list(task.rows)
+    return [(names[t], mask, p > 0) for t, mask, p in zip(texts.tolist(), masks, present.tolist(), strict=True)]
+
+
 def test_a_share_of_the_phrases_is_absent_and_has_no_mask(host: TinyHost, cache: Cache) -> None:
     task = HeadTask(head(), host, cache)
-    rng = np.random.default_rng(0)
-    drawn = [(i, *task._phrase(i, rng)) for i in range(4) for _ in range(500)]
-    absent = [(i, phrase, mask) for i, phrase, mask in drawn if phrase in cache.records[i]["absent"]]
-    assert len(absent) / len(drawn) == pytest.approx(ABSENT_SHARE, abs=0.03)
+    found = [(i, *one) for i in range(4) for one in drawn(task, i, 500)]
+    absent = [(i, phrase, mask) for i, phrase, mask, there in found if not there]
+    assert len(absent) / len(found) == pytest.approx(ABSENT_SHARE, abs=0.03)
     assert not any(mask.any() for _, _, mask in absent)
-    for i, phrase, mask in drawn:
-        if phrase in cache.records[i]["phrases"]:
+    assert all(phrase in cache.records[i]["absent"] for i, phrase, _ in absent)
+    for i, phrase, mask, there in found:
+        if there:
             assert np.array_equal(mask, cache.mask(i, cache.records[i]["phrases"].index(phrase)))
-    assert {p for i, p, _ in drawn if i == 0} == {*cache.records[0]["phrases"], *cache.records[0]["absent"]}
+    assert {p for i, p, *_ in found if i == 0} == {*cache.records[0]["phrases"], *cache.records[0]["absent"]}
 
 
-@pytest.mark.parametrize("network", ["znet", "ldznet"])
+def test_an_image_without_absent_phrases_or_without_others_has_what_it_has(host: TinyHost, cache: Cache) -> None:
+    some = Cache(cache.folder)
+    some.records = [{**cache.records[0], "absent": []}, {**cache.records[1], "phrases": [], "kinds": []}]
+    some.latents = cache.latents[:2]
+    task = HeadTask(head(), host, some)
+    assert all(there for *_, there in drawn(task, 0, 50))
+    assert not any(there for *_, there in drawn(task, 1, 50))
+
+
+def test_words_that_are_not_named_are_in_no_phrase(host: TinyHost, cache: Cache) -> None:
+    hidden = cache.records[0]["phrases"][0].split()[-1]
+    task = HeadTask(head(), host, cache, {hidden})
+    assert hidden not in task.columns
+    assert not any(hidden in phrase.split() for phrase in task.rows)
+    assert not any(hidden in phrase.split() for phrase, *_ in drawn(task, 0, 200))
+
+
+def test_several_caches_are_one(host: TinyHost, cache: Cache) -> None:
+    task = HeadTask(head(), host, [cache, cache])
+    for phrase, mask, there in drawn(task, 4 + 1, 60):
+        if there:
+            assert np.array_equal(mask, cache.mask(1, cache.records[1]["phrases"].index(phrase)))
+
+
+@pytest.mark.parametrize(("network", "blind"), [("ldznet", False), ("light", False), ("light", True), ("znet", False)])
+def test_a_quarter_of_the_rows_lacks_latents_and_another_taps(
+    network: str, blind: bool, host: TinyHost, cache: Cache
+) -> None:
+    kept = HeadTask(head(network), host, cache, blind=blind)._kept(4000, generator())
+    shares = kept.mean(dim=0).tolist()
+    reads = network != "znet" and not blind
+    assert shares == (pytest.approx([1 - INPUT_DROP, 1 - INPUT_DROP], abs=0.03) if reads else [1, 0])
+    assert kept.sum(dim=1).min() == 1
+
+
+@pytest.mark.parametrize("network", ["znet", "ldznet", "light"])
 def test_a_batch_is_what_the_predictor_gives(network: str, host: TinyHost, cache: Cache) -> None:
     task = HeadTask(head(network), host, cache)
-    latents, context, taps, masks, words = task.batch(0, 6, generator())
+    latents, context, taps, masks, words, kept = task.batch(0, 6, generator())
     assert latents.shape == (6, 4, SIZE // 8, SIZE // 8)
     assert masks.shape == (6, 1, SIZE, SIZE)
     assert set(masks.unique().tolist()) <= {0, 1}
@@ -83,28 +127,27 @@ def test_a_batch_is_what_the_predictor_gives(network: str, host: TinyHost, cache
     texts = [fill(task.config.template, phrase) for phrase in task.rows]
     torch.testing.assert_close(task.context, host.encode_text(texts), atol=1e-5, rtol=0)
     assert context.shape == (6, 77, 64)
-    assert all(task.module(latents, context, taps, masks, words)[0].isfinite().flatten())
+    assert all(task.module(latents, context, taps, masks, words, kept)[0].isfinite().flatten())
 
 
 def test_the_reading_of_words_disturbs_no_head_at_the_start(host: TinyHost, cache: Cache) -> None:
     task = HeadTask(head("znet"), host, cache)
-    latents, context, taps, masks, words = task.batch(0, 2, generator())
+    latents, context, taps, masks, words, kept = task.batch(0, 2, generator())
     gradients = []
     for said in (words, 1 - words):
         task.module.zero_grad()
-        task.module(latents, context, taps, masks, said)[0].backward()
+        task.module(latents, context, taps, masks, said, kept)[0].backward()
         gradients.append([p.grad.clone() for p in task.module.head.parameters() if p.grad is not None])
         assert task.module.words.weight.grad.abs().max() > 0
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 def test_stuff_is_asked_for_less_often_than_things(host: TinyHost, cache: Cache) -> None:
-    some, rng = Cache(cache.folder), np.random.default_rng(0)
+    some = Cache(cache.folder)
     some.records[0] = record = {**cache.records[0], "absent": []}
-    task = HeadTask(head(), host, some)
-    drawn = [task._phrase(0, rng)[0] for _ in range(600)]
+    phrases = [phrase for phrase, *_ in drawn(HeadTask(head(), host, some), 0, 600)]
     things, stuff = (
-        np.mean([drawn.count(p) for p, k in zip(record["phrases"], record["kinds"], strict=True) if k == kind])
+        np.mean([phrases.count(p) for p, k in zip(record["phrases"], record["kinds"], strict=True) if k == kind])
         for kind in ("thing", "stuff")
     )
     assert stuff / things == pytest.approx(STUFF_WEIGHT, abs=0.12)
@@ -114,7 +157,7 @@ def test_text_mask_and_latents_belong_together(host: TinyHost, cache: Cache) -> 
     some = Cache(cache.folder)
     first = [{name: record[name][:1] for name in ("phrases", "kinds")} for record in cache.records]
     some.records = [{**record, **one, "absent": []} for record, one in zip(cache.records, first, strict=True)]
-    latents, context, _, masks, _ = HeadTask(head(), host, some).batch(0, 12, generator())
+    latents, context, _, masks, *_ = HeadTask(head(), host, some).batch(0, 12, generator())
     for row in range(12):
         (item,) = (i for i in range(4) if torch.equal(cache.latents[i].float(), latents[row]))
         said = host.encode_text(some.records[item]["phrases"])[0]
@@ -138,11 +181,11 @@ def test_word_maps_say_where_each_word_is(host: TinyHost, cache: Cache) -> None:
             assert np.array_equal(maps[row, column].numpy() > 0, cells), word
 
 
-def test_the_commonest_words_are_kept(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    some = Cache(cache.folder)
-    some.records = [{"phrases": ["the dog", "a Red dog"]}, {"phrases": ["an old dog", "the red cat"]}]
+def test_the_commonest_words_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    phrases = ["the dog", "a Red dog", "an old dog", "the red cat"]
     monkeypatch.setattr("ldznet.train.head.MOST_WORDS", 2)
-    assert commonest_words(some) == ["dog", "red"]
+    assert commonest_words(phrases) == ["dog", "red"]
+    assert commonest_words(phrases, {"dog"}) == ["red", "old"]
 
 
 def test_a_batch_follows_its_generator(host: TinyHost, cache: Cache) -> None:
