@@ -138,7 +138,7 @@ class HeadTask:
         chances = [
             [
                 may_be_named(p) * (STUFF_WEIGHT if k == "stuff" else 1.0)
-                for p, k in zip(r["phrases"], r["kinds"], strict=True)
+                for p, k in zip(r["phrases"], r["kinds"], strict=False)
             ]
             for r in records
         ]
