@@ -17,7 +17,7 @@ from torch import nn
 from ..attention import AttentionHead
 from ..config import HeadConfig
 from ..errors import CheckpointError, cause, shown
-from ..models import LDZNet, LightHead, build_head
+from ..models import Network, build_head
 from ..placing import device_of, dtype_of
 from ..sources import require_no_url
 from .files import TensorFile, open_safetensors, stream_tensors
@@ -46,7 +46,7 @@ def load_head(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     operations: Any = nn,
-) -> LDZNet | LightHead: ...
+) -> Network: ...
 
 
 def load_head(
@@ -55,7 +55,7 @@ def load_head(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     operations: Any = nn,
-) -> LDZNet | LightHead | AttentionHead:
+) -> Network | AttentionHead:
     """The head in a .safetensors file, or an embedded one: "tiny" (LD-ZNet), "tiny-light" or "tiny-znet"; ready to
     run, frozen.
     "attention" is the one that needs no file and runs where its host does.
@@ -115,9 +115,7 @@ def load_weights(
         return _fill(module, file, type(module).__name__, device, dtype)
 
 
-def save_head(
-    head: LDZNet | LightHead, path: str | Path, metadata: Mapping[str, str], dtype: torch.dtype = torch.float16
-) -> None:
+def save_head(head: Network, path: str | Path, metadata: Mapping[str, str], dtype: torch.dtype = torch.float16) -> None:
     """Writes `head` in `dtype` as one safetensors, whole or not at all, with its configuration in the metadata.
 
     `metadata` is text: licence, what it was trained on, and the like. Raises InputError on anything but text.
@@ -145,7 +143,7 @@ def config_of(file: TensorFile) -> HeadConfig | None:
     return HeadConfig.from_json(file.metadata["config"])
 
 
-def meta_head(config: HeadConfig, operations: Any = nn) -> LDZNet | LightHead:
+def meta_head(config: HeadConfig, operations: Any = nn) -> Network:
     """The network of `config` without memory for its weights; CheckpointError where none can be built."""
     try:
         with torch.device("meta"):

@@ -10,7 +10,7 @@ import numpy as np
 from .. import tinyworld
 from ..hosts.tiny import TinyHost
 from ..images import to_pictures
-from ..models import LDZNet
+from ..models import Network
 from ..predictor import Predictor
 from ..segmentation import Segmentation
 from .sheet import Row, save_png, sheet
@@ -24,7 +24,7 @@ SCENES = ((7, "photo"), (22, "photo"), (4, "cartoon"))
 MOST_PHRASES = 3
 
 
-def demo(host: TinyHost, head: LDZNet, seed: int, out: Path) -> Path:
+def demo(host: TinyHost, head: Network, seed: int, out: Path) -> Path:
     """Writes the sheet to `out` and returns its path."""
     predictor = Predictor(host, head, seed=seed)
     rows = [*_generated(host, predictor, seed), *(_rendered(predictor, *known) for known in SCENES)]

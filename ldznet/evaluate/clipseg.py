@@ -40,7 +40,8 @@ def clipseg(folder: str | Path, device: torch.device | str | None = None) -> Seg
         """A phrase at a time, as they do not see each other."""
         pixels, maps = _pixels(item.image).to(model.device), []
         for phrase in phrases:
-            ids = torch.tensor([[tokenizer.start, *tokenizer.ids(phrase)[:MOST_TOKENS], tokenizer.end]])
+            row = [tokenizer.start, *tokenizer.ids(phrase)[:MOST_TOKENS], tokenizer.end]
+            ids = torch.tensor([row], dtype=torch.int64, device="cpu")
             logits = model(input_ids=ids.to(model.device), pixel_values=pixels).logits
             maps.append(logits.reshape(1, SIDE, SIDE).float().cpu())
         if not maps:

@@ -179,7 +179,7 @@ def named_right(host: TinyHost, namings: Sequence[Naming], timestep: int) -> dic
         masks = masks.repeat_interleave(NAMED, dim=0).to(latents.device)
         meant = torch.arange(NAMED, dtype=torch.int64, device=latents.device).repeat(len(part))
         for block, maps in cross.items():
-            cells = F.adaptive_avg_pool2d(masks, maps.shape[2:])
+            cells = F.adaptive_avg_pool2d(masks, (maps.shape[2], maps.shape[3]))
             noun = maps[:, 2:3]  # after the start and an article
             strength = (noun * cells).sum(dim=(2, 3)) / cells.sum(dim=(2, 3)).clamp(min=1e-6)
             right[block].append(strength.argmax(dim=1) == meant)

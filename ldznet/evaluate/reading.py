@@ -16,7 +16,7 @@ from torch import Tensor
 from ..contracts import Host, Taps
 from ..data.cache import images_to_pixels
 from ..data.items import Item
-from ..models import LDZNet, LightHead
+from ..models import Network
 from ..phrases import fill
 from ..schedule import seeded_noise
 from ..shapes import Float
@@ -39,7 +39,7 @@ class Reading:
 
 
 def reading(
-    head: LDZNet | LightHead,
+    head: Network,
     host: Host,
     items: Sequence[Item],
     timestep: int | None = None,
@@ -63,13 +63,16 @@ def reading(
         taps = _taps(host, latents, context, t, blocks)
         other = _taps(host, _latents(host, items[(number + 1) % len(items)]), context, t, blocks)
         masks = torch.from_numpy(item.masks[which]).to(device)
-        rows, zeros = latents.to(device).expand(len(which), -1, -1, -1), torch.zeros(len(which), dtype=torch.int64)
+        rows, zeros = (
+            latents.to(device).expand(len(which), -1, -1, -1),
+            torch.zeros(len(which), dtype=torch.int64, device=device),
+        )
         for name in wanted:
             read = taps if name == OWN else MISTAKES[name](taps, other)
             kept = torch.ones(len(which), 2, dtype=rows.dtype, device=device)
             kept[:, 1] = name != NULL
             with torch.no_grad():
-                logits, _ = head.read(head.features(rows, zeros.to(device), context.to(device), read, kept))
+                logits, _ = head.read(head.features(rows, zeros, context.to(device), read, kept))
             ious[name].append(_iou(logits[:, 0] > 0, masks))
         scenes += [number] * len(which)
         if progress:

@@ -11,7 +11,7 @@ import numpy as np
 from ..contracts import Host
 from ..data.items import Item
 from ..images import to_pixels
-from ..models import LDZNet
+from ..models import Network
 from ..predictor import Predictor
 from .benchmark import Segment, arrays, segment_with
 
@@ -19,20 +19,20 @@ TIMESTEPS = (25, 50, 100, 150, 200, 250, 300, 350, 400, 500)
 SCALES = (1.0, 1.5, 2.0)
 
 
-def by_timestep(host: Host, head: LDZNet) -> Iterator[tuple[str, Segment]]:
+def by_timestep(host: Host, head: Network) -> Iterator[tuple[str, Segment]]:
     """The same head with its taps taken at other timesteps."""
     for timestep in TIMESTEPS:
         yield f"t = {timestep}", segment_with(Predictor(host, with_timestep(head, timestep)))
 
 
-def with_timestep(head: LDZNet, timestep: int) -> LDZNet:
+def with_timestep(head: Network, timestep: int) -> Network:
     """`head` (its weights shared) with another timestep in its configuration."""
     other = copy.copy(head)
     other.head_config = dataclasses.replace(head.head_config, timestep=timestep)
     return other
 
 
-def by_resolution(host: Host, head: LDZNet) -> Iterator[tuple[str, Segment]]:
+def by_resolution(host: Host, head: Network) -> Iterator[tuple[str, Segment]]:
     """Latents of the image's own size: resized to the head's, taken as they are, or decoded and encoded again."""
     yield "latents resized to the head's size", from_latents(Predictor(host, head, resolution="head"))
     yield "latents as they are (native)", from_latents(Predictor(host, head, resolution="native"))

@@ -40,7 +40,7 @@ from ..contracts import (
     named_width,
 )
 from ..errors import HostError
-from ..models import LDZNet, TrainedHead
+from ..models import Network, TrainedHead
 from ..shapes import PIXELS_PER_LATENT, Float, Int
 from ..taps import exclusively, extract_taps, ldm_specs
 from ..tinyworld import world
@@ -292,7 +292,7 @@ def open_head(source: str, name: str) -> Head:
     """The head in a .safetensors file, or an embedded one, as ComfyUI's to move. Raises CheckpointError."""
     device = memory.get_torch_device()
     dtype = memory.unet_dtype(device=device, supported_dtypes=DTYPES)
-    head: LDZNet = load_head(source, dtype=dtype, operations=comfy.ops.manual_cast)
+    head: Network = load_head(source, dtype=dtype, operations=comfy.ops.manual_cast)
     return Head(name, patcher(head, device))
 
 

@@ -3,8 +3,8 @@
 
 from .ldznet import LDZNet, RGBNet
 from .light import LightHead
-from .registry import HEADS, build_head
+from .registry import HEADS, Network, build_head
 from .trained import CapturedTaps, TrainedHead
 from .unet import UNet
 
-__all__ = ["HEADS", "CapturedTaps", "LDZNet", "LightHead", "RGBNet", "TrainedHead", "UNet", "build_head"]
+__all__ = ["HEADS", "CapturedTaps", "LDZNet", "LightHead", "Network", "RGBNet", "TrainedHead", "UNet", "build_head"]

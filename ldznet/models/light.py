@@ -108,6 +108,16 @@ class LightHead(MaskHead, TrainedHead, nn.Module):
         """Mask logits at 8 times the size of `latents` (clean, model space)."""
         return self.masks_and_presence(latents, timesteps, context, taps)[0]
 
+    def presence(
+        self,
+        latents: Float[Tensor, "b c h w"],
+        timesteps: Int[Tensor, " b"],
+        context: Float[Tensor, "b n d"],
+        taps: Taps | None = None,
+    ) -> Float[Tensor, " b"] | None:
+        """Logits of "the phrase is in this image", or None where the head was not trained for that."""
+        return self.masks_and_presence(latents, timesteps, context, taps)[1]
+
     def features(
         self,
         latents: Float[Tensor, "b c h w"],
@@ -139,7 +149,8 @@ class LightHead(MaskHead, TrainedHead, nn.Module):
         return keep * x + (1 - keep) * self.missing[which, :, None, None]
 
     def _decoded(self, layers: nn.ModuleList, h: Tensor, context: Tensor) -> Tensor:
-        for convolutions, transformer in layers.children():  # type: ignore[misc]
+        for layer in layers:
+            convolutions, transformer = layer.children()
             h = transformer(convolutions(h), context)
         return h
 

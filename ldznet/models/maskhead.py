@@ -32,7 +32,7 @@ def wide_mask_head(channels: tuple[int, ...], operations: Any = nn) -> nn.Sequen
 class MaskHead:
     """Mix-in of a module: the layers `out` and `final`, and `presence_head` where there is that output."""
 
-    out: nn.Module
+    out: nn.Sequential
     final: nn.Module
     presence_head: nn.Module | None
 

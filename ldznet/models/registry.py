@@ -11,7 +11,9 @@ from ..errors import CheckpointError
 from .ldznet import LDZNet, RGBNet
 from .light import LightHead
 
-HEADS: dict[str, type[LDZNet | LightHead]] = {
+Network = LDZNet | LightHead
+
+HEADS: dict[str, type[Network]] = {
     "rgbnet": RGBNet,
     "znet": LDZNet,
     "ldznet": LDZNet,
@@ -19,7 +21,7 @@ HEADS: dict[str, type[LDZNet | LightHead]] = {
 }
 
 
-def build_head(config: HeadConfig, operations: Any = nn) -> LDZNet | LightHead:
+def build_head(config: HeadConfig, operations: Any = nn) -> Network:
     """The network that `config` describes, with fresh weights (none under `torch.device("meta")`)."""
     if config.network not in HEADS:
         known = ", ".join(HEADS)

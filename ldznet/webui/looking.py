@@ -21,7 +21,7 @@ from ..contracts import Captured
 from ..errors import CheckpointError
 from ..hosts import open_host
 from ..hosts.memo import Memo
-from ..models import LDZNet
+from ..models import Network
 from ..predictor import Predictor
 from ..segmentation import Segmentation
 from ..shapes import Float
@@ -44,7 +44,7 @@ class Looker:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._heads: dict[tuple[str, float], AttentionHead | LDZNet] = {}
+        self._heads: dict[tuple[str, float], AttentionHead | Network] = {}
         self._memo = Memo()
 
     def look(self, sd_model: Any, picture: Image.Image, question: Question, check: Check) -> Segmentation:
@@ -91,7 +91,7 @@ class Looker:
         return found
 
     @contextlib.contextmanager
-    def _head(self, path: str, host: Any) -> Iterator[AttentionHead | LDZNet]:
+    def _head(self, path: str, host: Any) -> Iterator[AttentionHead | Network]:
         """The head on the host's device, and back on the CPU afterwards: the host does not know it."""
         key = (path, _age(path))
         if key not in self._heads:

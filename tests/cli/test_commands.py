@@ -100,7 +100,7 @@ def test_a_gate_that_fails_is_an_exit_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     reached = [Gate("first", 0.9, 0.9), Gate("second", 0.5, 0.9)]
-    monkeypatch.setattr(evaluate, "gates", lambda host, weights, count, progress: reached)
+    monkeypatch.setattr(evaluate.gates, "gates", lambda host, weights, count, progress: reached)
     assert ended(("evaluate", "gates", "--scenes", "7"), monkeypatch, tmp_path) == 1
     lines = capsys.readouterr().out.splitlines()
     assert any("second" in line and " 7 " in line and "NO" in line for line in lines)
@@ -143,7 +143,7 @@ def ended(arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, folder: P
         (("generate", "a red star", "--guidance", "nan"), "--guidance"),
         (("train", "unet"), "Expected a stage of vae, classifier"),
         (("train", "vae", "--data", "nowhere"), "Expected index.jsonl in nowhere"),
-        (("evaluate", "everything"), "Expected tiny, resolution, timestep or gates"),
+        (("evaluate", "everything"), "Expected tiny, taps, resolution, timestep, naming or gates"),
         (("evaluate", "tiny", "--head", "no.safetensors"), "does not exist"),
         (("evaluate", "gates", "--weights", "nowhere"), "Expected weights of the tiny world"),
     ],

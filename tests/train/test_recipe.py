@@ -35,7 +35,7 @@ def written(setting: command.Setting) -> list[Path]:
 
 def test_every_stage_writes_its_weights(written: list[Path], setting: command.Setting) -> None:
     names = [path.stem for path in written]
-    assert names == ["vae", "classifier", "probe", "text", "unet", "ldznet", "znet"]
+    assert names == ["vae", "classifier", "probe", "text", "unet", "ldznet", "light", "znet"]
     for path in written:
         with safe_open(path, "pt") as file:
             assert {"what", "how", "commit", "licence"} <= set(file.metadata())
@@ -44,7 +44,7 @@ def test_every_stage_writes_its_weights(written: list[Path], setting: command.Se
 
 def test_the_weights_make_a_host_and_heads(written: list[Path], setting: command.Setting) -> None:
     host = TinyHost.load(weights=setting.weights)
-    for name in ("ldznet", "znet"):
+    for name in ("ldznet", "light", "znet"):
         predictor = Predictor(host, load_head(setting.weights / f"{name}.safetensors"))
         predictor.set_image(tinyworld.scene(0).image)
         assert predictor.predict(["grass"]).probabilities.isfinite().all()
