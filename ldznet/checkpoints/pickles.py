@@ -29,7 +29,7 @@ from .unpickling import Placeholder, StoredTensor, unpickle
 MARGIN = 2**20  # bytes
 MOST_INFLATION = 32  # times its bytes, of all members together
 MOST_PICKLE = 4 * MARGIN, 64 * MARGIN  # bytes of the index: beside the file's own, and ever; the published has 10**6
-MOST_STEPS = 400_000  # of the index, and one more for each 4 KB of the file; the published takes about 160,000
+MOST_STEPS = 320_000  # of the index, and one more for each 4 KB of the file; the published takes about 160,000
 MOST_SHARING = 4  # times the bytes of all storages, that tensors show in all; two that are tied show them twice
 MOST_READING = {True: 4, False: 256}  # times those bytes, to be read for all tensors: of deflated members, of stored
 
