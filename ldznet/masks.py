@@ -311,13 +311,13 @@ def _affinity(picture: Float[Tensor, "3 h w"], check: Check) -> Float[Tensor, "n
     for neighbour in _neighbours(picture):
         mean += neighbour
     mean /= count
-    check()
     for neighbour in (picture, *_neighbours(picture)):
+        check()
         squares.addcmul_(neighbour - mean, neighbour - mean)
-    check()
     scale = 1 / (0.1 * (squares / (count - 1)).sqrt() + 1e-8)
     affinity = picture.new_empty((count - 1, *picture.shape[1:]))
     for weight, neighbour in zip(affinity, _neighbours(picture), strict=True):
+        check()
         torch.mean((neighbour - picture).abs_().mul_(-scale), dim=0, out=weight)
     affinity.sub_(affinity.amax(dim=0)).exp_()
     return affinity.div_(affinity.sum(dim=0))
