@@ -266,8 +266,7 @@ def evaluate(
     if what not in tables and what not in of_weights:
         raise InputError(f'Expected {", ".join(tables)}, naming or gates, got "{what}".')
     if what in of_weights:
-        found = of_weights[what](weights or WEIGHTS, scenes)
-        table, passed = found if isinstance(found, tuple) else (found, True)
+        table, passed = of_weights[what](weights or WEIGHTS, scenes)
     else:
         table, passed = tables[what](head[0] if head else "tiny", scenes), True
     Console(width=205).print(table)

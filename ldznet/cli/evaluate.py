@@ -85,9 +85,9 @@ def taps(head: str, count: int) -> Table:
     return table
 
 
-def naming(weights: Path, count: int) -> Table:
-    """Whether a noun's attention picks, of three things, the one that it names."""
-    return _gates_table([gates.naming(TinyHost.load(weights=weights), count)], count)
+def naming(weights: Path, count: int) -> tuple[Table, bool]:
+    """Whether a noun's attention picks, of three things, the one that it names; no LDM here has to."""
+    return _gates_table([gates.naming(TinyHost.load(weights=weights), count)], count), True
 
 
 def gate_table(weights: Path, count: int) -> tuple[Table, bool]:

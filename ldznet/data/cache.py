@@ -7,7 +7,7 @@ Every file is written whole and then renamed, so an interrupted run leaves no ha
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,14 @@ def add_latents(cache: Cache, encode: Callable[[Tensor], Tensor], progress: Prog
             progress(min(start + batch, len(cache)), len(cache))
         _save(cache.folder / "latents.npy", np.concatenate(found))
     return Cache(cache.folder)
+
+
+def latents_of(caches: Sequence[Cache]) -> Float[Tensor, "n c h w"]:
+    """The latents of all `caches`, one after the other. Raises ValueError where one has none."""
+    latents = [cache.latents for cache in caches if cache.latents is not None]
+    if len(latents) < len(caches):
+        raise ValueError("Expected caches with latents, got one without. Call add_latents first.")
+    return torch.cat(latents)
 
 
 def _same_length(cache: Cache, dataset: Dataset) -> Cache:

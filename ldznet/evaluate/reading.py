@@ -18,7 +18,6 @@ from ..data.cache import images_to_pixels
 from ..data.items import Item
 from ..models import Network
 from ..phrases import fill
-from ..schedule import seeded_noise
 from ..shapes import Float
 from .metrics import bootstrap
 
@@ -50,7 +49,7 @@ def reading(
     """Every phrase of `items` that is `asked` for (phrase, kind), with its own taps and after each of `mistakes`
     (None: all of them). The taps of another scene are the next one's, of another phrase the scene's next."""
     config, device = head.head_config, head.example.device
-    blocks, t = list(config.tap_specs), config.timestep if timestep is None else timestep
+    t = config.timestep if timestep is None else timestep
     wanted = [OWN, *(MISTAKES if mistakes is None else mistakes)]
     ious: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
     scenes: list[int] = []
@@ -60,13 +59,11 @@ def reading(
             continue
         latents = _latents(host, item)
         context = host.encode_text([fill(config.template, item.phrases[i]) for i in which])
-        taps = _taps(host, latents, context, t, blocks)
-        other = _taps(host, _latents(host, items[(number + 1) % len(items)]), context, t, blocks)
+        taps = head.extracted(host, latents, context, t, seed=0)
+        other = head.extracted(host, _latents(host, items[(number + 1) % len(items)]), context, t, seed=0)
         masks = torch.from_numpy(item.masks[which]).to(device)
-        rows, zeros = (
-            latents.to(device).expand(len(which), -1, -1, -1),
-            torch.zeros(len(which), dtype=torch.int64, device=device),
-        )
+        rows = latents.to(device).expand(len(which), -1, -1, -1)
+        zeros = torch.zeros(len(which), dtype=torch.int64, device=device)
         for name in wanted:
             read = taps if name == OWN else MISTAKES[name](taps, other)
             kept = torch.ones(len(which), 2, dtype=rows.dtype, device=device)
@@ -104,13 +101,6 @@ MISTAKES: Mapping[str, Callable[[Taps, Taps], Taps]] = {
 
 def _latents(host: Host, item: Item) -> Tensor:
     return host.encode_image(images_to_pixels(item.image[None]))
-
-
-def _taps(host: Host, latents: Tensor, context: Tensor, t: int, blocks: Sequence[str]) -> Taps:
-    clean = latents.expand(len(context), -1, -1, -1)
-    noise = seeded_noise((1, *latents.shape[1:]), 0).to(clean).expand_as(clean)
-    timesteps = torch.full((len(clean),), t, dtype=torch.int64, device="cpu")
-    return host.extract(host.add_noise(clean, noise, timesteps), timesteps, context, blocks)
 
 
 def _iou(masks: Tensor, truths: Tensor) -> np.ndarray:

@@ -17,11 +17,10 @@ from ..errors import InputError
 from ..shapes import PIXELS_PER_LATENT, Float, Int, Real
 from .checking import require_inputs
 from .maskhead import MaskHead
-from .trained import TrainedHead
 from .unet import UNet
 
 
-class LDZNet(MaskHead, UNet, TrainedHead):
+class LDZNet(MaskHead, UNet):
     """Words and latents in, mask out; with taps of a denoising UNet where its configuration has blocks."""
 
     def __init__(self, config: HeadConfig, operations: Any = nn) -> None:
@@ -59,29 +58,6 @@ class LDZNet(MaskHead, UNet, TrainedHead):
         """Mask logits and presence logits (None for a head without that output), from one pass."""
         require_inputs(self.head_config, latents, taps)
         return self.read(self.features(latents, timesteps, context, taps))
-
-    def forward(
-        self,
-        latents: Float[Tensor, "b c h w"],
-        timesteps: Int[Tensor, " b"],
-        context: Float[Tensor, "b n d"],
-        taps: Taps | None = None,
-    ) -> Float[Tensor, "b 1 H W"]:
-        """Mask logits at 8 times the size of `latents` (clean, model space). The paper's head is run at timestep 0.
-
-        `context` is the text given to the feature pass too; `taps` holds at least the configuration's blocks.
-        """
-        return self.masks_and_presence(latents, timesteps, context, taps)[0]
-
-    def presence(
-        self,
-        latents: Float[Tensor, "b c h w"],
-        timesteps: Int[Tensor, " b"],
-        context: Float[Tensor, "b n d"],
-        taps: Taps | None = None,
-    ) -> Float[Tensor, " b"] | None:
-        """Logits of "the phrase is in this image", or None where the head was not trained for that."""
-        return self.masks_and_presence(latents, timesteps, context, taps)[1]
 
 
 class RGBNet(LDZNet):

@@ -20,7 +20,6 @@ from ..shapes import Float, Int, Size, tap_size
 from .checking import require_inputs
 from .layers import NUM_GROUPS, SpatialTransformer
 from .maskhead import MaskHead
-from .trained import TrainedHead
 
 COARSE_LAYERS, FINE_LAYERS = 2, 2
 
@@ -43,7 +42,7 @@ class Convolutions(nn.Module):
         return x + self.layers(x)
 
 
-class LightHead(MaskHead, TrainedHead, nn.Module):
+class LightHead(MaskHead, nn.Module):
     """Words, latents and taps in, mask out. Its configuration's `unet` gives width, attention heads and context.
 
     An input that is missing (latents or taps) is a learned constant: it was left out in a share of the training.
@@ -97,26 +96,6 @@ class LightHead(MaskHead, TrainedHead, nn.Module):
         """Mask logits and presence logits (None for a head without that output); `timesteps` are those of no layer."""
         require_inputs(self.head_config, latents, taps)
         return self.read(self.features(latents, timesteps, context, taps))
-
-    def forward(
-        self,
-        latents: Float[Tensor, "b c h w"],
-        timesteps: Int[Tensor, " b"],
-        context: Float[Tensor, "b n d"],
-        taps: Taps | None = None,
-    ) -> Float[Tensor, "b 1 H W"]:
-        """Mask logits at 8 times the size of `latents` (clean, model space)."""
-        return self.masks_and_presence(latents, timesteps, context, taps)[0]
-
-    def presence(
-        self,
-        latents: Float[Tensor, "b c h w"],
-        timesteps: Int[Tensor, " b"],
-        context: Float[Tensor, "b n d"],
-        taps: Taps | None = None,
-    ) -> Float[Tensor, " b"] | None:
-        """Logits of "the phrase is in this image", or None where the head was not trained for that."""
-        return self.masks_and_presence(latents, timesteps, context, taps)[1]
 
     def features(
         self,

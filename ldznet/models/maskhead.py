@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..shapes import Float
+from ..contracts import Taps
+from ..shapes import Float, Int
 from .layers import NUM_GROUPS
+from .trained import TrainedHead
 
 
 def published_mask_head(operations: Any = nn) -> nn.Sequential:
@@ -29,7 +31,7 @@ def wide_mask_head(channels: tuple[int, ...], operations: Any = nn) -> nn.Sequen
     return nn.Sequential(*layers[:-1])
 
 
-class MaskHead:
+class MaskHead(TrainedHead):
     """Mix-in of a module: the layers `out` and `final`, and `presence_head` where there is that output."""
 
     out: nn.Sequential
@@ -60,3 +62,26 @@ class MaskHead:
         peak = logits.amax(dim=(1, 2, 3))[:, None]
         pooled = torch.cat([features.mean(dim=(2, 3)), features.amax(dim=(2, 3)), peak], dim=1)
         return logits, self.presence_head(pooled)[:, 0]
+
+    def forward(
+        self,
+        latents: Float[Tensor, "b c h w"],
+        timesteps: Int[Tensor, " b"],
+        context: Float[Tensor, "b n d"],
+        taps: Taps | None = None,
+    ) -> Float[Tensor, "b 1 H W"]:
+        """Mask logits at 8 times the size of `latents` (clean, model space). The paper's head is run at timestep 0.
+
+        `context` is the text given to the feature pass too; `taps` holds at least the configuration's blocks.
+        """
+        return self.masks_and_presence(latents, timesteps, context, taps)[0]
+
+    def presence(
+        self,
+        latents: Float[Tensor, "b c h w"],
+        timesteps: Int[Tensor, " b"],
+        context: Float[Tensor, "b n d"],
+        taps: Taps | None = None,
+    ) -> Float[Tensor, " b"] | None:
+        """Logits of "the phrase is in this image", or None where the head was not trained for that."""
+        return self.masks_and_presence(latents, timesteps, context, taps)[1]

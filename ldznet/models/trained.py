@@ -75,7 +75,7 @@ class TrainedHead:
         taps: Taps = {}
         if config.tap_specs:
             assert latents is not None
-            taps = _of_pairs(captured, len(phrases)) or self._extracted(host, latents, pairs, timestep, seed)
+            taps = _of_pairs(captured, len(phrases)) or self.extracted(host, latents, pairs, timestep, seed)
         rows = self._placed(inputs.repeat_interleave(len(phrases), dim=0))
         zeros = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
         read = {block: self._placed(tap) for block, tap in taps.items()}
@@ -84,8 +84,8 @@ class TrainedHead:
         scores = score_of(logits) if presence is None else presence.float().sigmoid()
         return logits.unflatten(0, (len(inputs), -1)), scores.unflatten(0, (len(inputs), -1))
 
-    def _extracted(self, host: Host, latents: Tensor, context: Tensor, timestep: int, seed: int) -> Taps:
-        """Taps of a pass for each picture and phrase."""
+    def extracted(self, host: Host, latents: Tensor, context: Tensor, timestep: int, seed: int) -> Taps:
+        """Taps of a pass for each picture and phrase: `context` has the phrases of the first picture, then the next."""
         clean = latents.to(host.dtype).repeat_interleave(len(context) // len(latents), dim=0)
         noise = seeded_noise((1, *clean.shape[1:]), seed).to(clean).expand_as(clean)
         timesteps = torch.full((len(clean),), timestep, dtype=torch.int64, device=clean.device)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..contracts import Host
-from ..data.cache import Cache
+from ..data.cache import Cache, latents_of
 from ..errors import InputError
 from ..models import Network
 from ..phrases import ARTICLES, fill
@@ -111,12 +111,9 @@ class HeadTask:
         blind: bool = False,
     ) -> None:
         caches = [caches] if isinstance(caches, Cache) else list(caches)
-        latents = [cache.latents for cache in caches if cache.latents is not None]
-        if len(latents) < len(caches):
-            raise ValueError("Expected caches with latents, got one without. Call add_latents first.")
         self.host, self.config, self.blind = host, head.head_config, blind
         self.device = torch.device(getattr(host, "device", "cpu"))
-        self.latents = torch.cat(latents).to(self.device)
+        self.latents = latents_of(caches).to(self.device)
         self.planes = torch.cat([torch.from_numpy(np.array(cache.planes)) for cache in caches]).to(self.device)
         self.size = caches[0].images.shape[1:3]
         self._describe(caches, frozenset(unnamed))

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from ..attention.reading import PARTS
 from ..clip_bpe import Tokenizer
-from ..data.cache import Cache
+from ..data.cache import Cache, latents_of
 from ..models import UNet
 from ..schedule import NUM_TIMESTEPS, alphas_cumprod
 from ..taps import transformers_of, watching
@@ -170,12 +170,9 @@ class LDMTask:
         judge: Namer | None = None,
         binding: float = 0.0,
     ) -> None:
-        latents = [cache.latents for cache in caches if cache.latents is not None]
-        if len(latents) < len(caches):
-            raise ValueError("Expected caches with latents, got one without. Call add_latents first.")
         nouns = [tokenizer.ids(category)[0] for category in CATEGORIES]
         self.module = channels_last(Denoising(unet, text, judge, nouns, binding))
-        self.latents = torch.cat(latents)
+        self.latents = latents_of(caches)
         records = [record for cache in caches for record in cache.records]
         captions = [[tokenizer.encode(caption) for caption in record["captions"]] for record in records]
         self.captions = torch.tensor(captions, dtype=torch.int16)
