@@ -346,7 +346,9 @@ def test_capture_with_any_sampler(server: host.Server, changes: dict[str, Any]) 
     prompt = graphs.captured(**changes)
     prompt["show"] = graphs.save(["segment", 4], "report")
     run(server, prompt)
-    assert len(server.saved("report")[0].splitlines()) == 2
+    *phrases, said = server.saved("report")[0].splitlines()
+    assert said == f'the prompt: "{prompt["positive"]["inputs"]["text"]}"'
+    assert [line.partition(":")[0] for line in phrases] == ['image 1, "a red star"', 'image 1, "grass"']
 
 
 def test_a_capture_of_another_sampler_says_so(server: host.Server) -> None:

@@ -125,7 +125,9 @@ def test_cross_attention_is_used_and_self_attention_takes_a_pass(server: host.Se
 
 def test_steps_that_are_whole_are_enough(server: host.Server) -> None:
     require_untouched_picture(server, sd1("deep cache", seed=52), ["family", 1])
-    assert server.saved("report")[0].endswith('read from the sampling itself: "a dog", "grass"')
+    *_, read, prompt = server.saved("report")[0].splitlines()
+    assert read == 'read from the sampling itself: "a dog", "grass"'
+    assert prompt == f'the prompt: "{PROMPT}"'
     assert passes(server) == 0
 
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.host
 
 SETTINGS = {"seed": 3, "steps": 4, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 0.7}
 CROPS = {"side": 128, "padding": 8, "feather": 2}
-SEED, THING = 21, "a heart"
+SEED, THING, ABSENT = 21, "a heart", "a yellow cat"  # also there: a red bird, a green key
 
 
 def detail(server: host.Server, details: str, **changes: Any) -> graphs.Prompt:
@@ -64,9 +64,10 @@ def test_two_finds_are_two_crops_and_the_rest_stays(server: host.Server) -> None
 
 
 def test_what_is_not_there_leaves_the_picture(server: host.Server) -> None:
-    found = run(server, detail(server, "a green fish => a red fish"))
+    """Neither its colour nor its kind is in the scene: a green fish would be, for the tiny head, the green key."""
+    found = run(server, detail(server, f"{ABSENT} => a red fish"))
+    assert found["report"] == f'image 1, "{ABSENT}": nothing to paint'
     assert torch.equal(found["after"], found["before"])
-    assert found["report"] == 'image 1, "a green fish": nothing to paint'
     assert not found["mask"].any()
 
 
