@@ -1,8 +1,10 @@
-"""Writes what follows from the schemas: locales/en/nodeDefs.json, and new names into tests/nodes/registry.json.
+"""Writes what follows from the schemas: locales/*/nodeDefs.json, and new names into tests/nodes/registry.json.
 
     python tests/comfyui/write_texts.py
 
-Run it after adding a node, an input or an output; the tests over the registry say when.
+Run it after adding a node, an input or an output; the tests over the registry say when. What a text is in another
+language stands in translations/LANGUAGE.json beside this file, by the English text; one that is missing there stays
+English, is listed, and fails a test.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ sys.path.insert(0, str(ROOT / "tests"))  # as pytest's own settings have it
 
 from comfyui import standin  # noqa: E402
 
-LOCALE, REGISTRY = ROOT / "locales/en/nodeDefs.json", ROOT / "tests/nodes/registry.json"
+LOCALES, REGISTRY = ROOT / "locales", ROOT / "tests/nodes/registry.json"
+TRANSLATIONS = Path(__file__).parent / "translations"
 
 
 def working_nodes() -> list[Any]:
@@ -45,6 +48,23 @@ def texts_of(node: Any) -> dict[str, Any]:
         "inputs": {name: {"name": labels[name], "tooltip": inputs[name][1]["tooltip"]} for name in inputs},
         "outputs": {str(i): {"name": name, "tooltip": tooltip} for i, (name, tooltip) in enumerate(outputs)},
     }
+
+
+def translations() -> dict[str, dict[str, str]]:
+    """For each language but English: what the English texts are in it."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(TRANSLATIONS.glob("*.json"))}
+
+
+def every_text(content: Any) -> set[str]:
+    """All texts within nested dictionaries."""
+    return {content} if isinstance(content, str) else set().union(*map(every_text, content.values()), set())
+
+
+def translated(content: Any, words: dict[str, str]) -> Any:
+    """The same nested dictionaries with each text in another language; a text that `words` lacks stays as it is."""
+    if isinstance(content, str):
+        return words.get(content, content)
+    return {key: translated(value, words) for key, value in content.items()}
 
 
 def names_of(node: Any) -> dict[str, list[str]]:
@@ -74,7 +94,12 @@ def write(path: Path, content: Any) -> None:
 
 if __name__ == "__main__":
     nodes = {node.GET_SCHEMA().node_id: node for node in working_nodes()}
-    write(LOCALE, {node_id: texts_of(node) for node_id, node in nodes.items()})
+    english = {node_id: texts_of(node) for node_id, node in nodes.items()}
+    write(LOCALES / "en/nodeDefs.json", english)
+    for language, words in translations().items():
+        write(LOCALES / language / "nodeDefs.json", translated(english, words))
+        for text in sorted(every_text(english) ^ set(words)):
+            print(f"{language}: {'not in use any more' if text in words else 'not translated'}: {text}")
     names = {node_id: names_of(node) for node_id, node in nodes.items()}
     require_appended(json.loads(REGISTRY.read_text(encoding="utf-8")), names)
     write(REGISTRY, names)

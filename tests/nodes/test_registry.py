@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from comfyui import host, standin
+from comfyui import host, standin, write_texts
 
 REGISTRY = Path(__file__).parent / "registry.json"  # ids, inputs and outputs that saved workflows may name
 NAMES = json.loads(REGISTRY.read_text(encoding="utf-8"))
@@ -114,6 +114,22 @@ def test_a_help_page_and_the_texts_of_the_page(node: Any) -> None:
             assert texts["inputs"][name]["tooltip"] == options["tooltip"]
     names = [texts["outputs"][str(i)]["name"] for i in range(len(info["output_name"]))]
     assert names == info["output_name"]
+
+
+LANGUAGES = ("zh", "zh-TW", "ja", "ko", "fr")
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_text_is_in_every_language(language: str) -> None:
+    """Whole, nothing stale, as the tables say, and with the sizes of the English text."""
+    words = write_texts.translations()[language]
+    written = json.loads((host.ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+    english = write_texts.every_text(TEXTS)
+    assert english - set(words) == set(), "translate them in tests/comfyui/translations, then run write_texts.py"
+    assert set(words) - english == set(), "no longer in use"
+    assert written == write_texts.translated(TEXTS, words), "run tests/comfyui/write_texts.py"
+    for text, other in words.items():
+        assert sorted(re.findall(r"\d+\.\d|\d{2,}", other)) == sorted(re.findall(r"\d+\.\d|\d{2,}", text)), other
 
 
 def test_one_bad_node_leaves_the_others(nodes: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
