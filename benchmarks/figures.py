@@ -45,6 +45,7 @@ JOBS: dict[str, tuple[str, ...]] = {
     "coarse-noises": ("coarse.py", "noises", "--scenes", "30"),
     "coarse-labels": ("coarse.py", "labels", "--scenes", "50"),
     "coarse-captured": ("coarse.py", "captured", "--scenes", "50"),
+    "heatmap": ("heatmap.py", "--scenes", "100"),
     "attention-cost": ("attention_cost.py", "--model", "sd1", "--size", "512", "--pairs", "3"),
     "truncation": ("truncation.py", "--pairs", "9"),
     "capture-cost": ("capture_cost.py", "--comfyui", COMFYUI, "--size", "256", "--steps", "20"),
@@ -52,6 +53,7 @@ JOBS: dict[str, tuple[str, ...]] = {
 }
 PICTURES: dict[str, tuple[str, ...]] = {  # by their file in docs/
     "coarse.png": ("coarse.py", "labels", "--picture"),
+    "heatmap.png": ("heatmap.py", "--picture"),
     "demo.png": ("ldznet", "demo", "-o"),
 }
 BLOCK = re.compile(r"(<!-- figure (?P<name>[\w-]+)(?:: (?P<columns>[^>]*))? -->\n).*?(<!-- end -->)", re.DOTALL)

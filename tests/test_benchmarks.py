@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from comfyui import host
+from PIL import Image
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 Run = Callable[..., str]
@@ -77,6 +78,18 @@ def test_attention_s_cost(run: Run) -> None:
     out = run("attention_cost", "--model", "small", "--size", "64", "--pairs", "1")
     for job in ("one phrase", "eight phrases", "sampling step"):
         assert re.search(rf"{job} +median s \(range\) [\d.]+ .* of a sampling step [\d.]+ .* peak GB", out)
+
+
+def test_heat_map(run: Run, tmp_path: Path) -> None:
+    rows, picture = tmp_path / "rows.json", tmp_path / "map.png"
+    run("heatmap", "--scenes", "3", "--labels", "10", "--timesteps", "0", "--json", str(rows))
+    found = json.loads(rows.read_text())
+    assert found["output.10, t = 0"]["colours"][0] > 0.6 > 0.2 > found["middle.0, t = 0"]["colours"][0]
+    assert found["output.10, t = 0"]["colours"][0] > found["output.10, t = 200, UNet untrained"]["colours"][0] + 0.1
+    rows.write_text(json.dumps({"figures": found}))
+    run("heatmap", "--figures", str(rows), "--picture", str(picture))
+    with Image.open(picture) as drawn:
+        assert drawn.width > 1000
 
 
 def test_edges(run: Run) -> None:
