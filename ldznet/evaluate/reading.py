@@ -74,7 +74,7 @@ def reading(
         scenes += [number] * len(which)
         if progress:
             progress(number + 1, len(items))
-    return Reading({name: np.concatenate(found) for name, found in ious.items()}, np.array(scenes))
+    return Reading({name: np.concatenate([np.zeros(0), *found]) for name, found in ious.items()}, np.array(scenes))
 
 
 def swapped(taps: Taps, other: Taps) -> Taps:
