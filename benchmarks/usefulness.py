@@ -107,15 +107,15 @@ def rows(found: dict[str, Values], seeds: Sequence[int]) -> Iterator[tuple[str, 
         return np.concatenate([found[f"{kind}-{seed}"][test]["iou"] for seed in seeds])
 
     images = {
-        test: np.concatenate([np.array(found[f"taps-{s}"][test]["scene"]) + 1_000_000 * s for s in seeds])
-        for test in ASKED
+        test: np.array([s * 1_000_000 + i for s in seeds for i in found[f"taps-{s}"][test]["scene"]]) for test in ASKED
     }
+    asked = [test for test in ASKED if len(images[test])]
     for kind in KINDS:
-        yield kind, {test: mean(together(kind, test), images[test]) for test in ASKED}
+        yield kind, {test: mean(together(kind, test), images[test]) for test in asked}
     for other in KINDS[1:]:
         yield (
             f"taps - {other}",
-            {test: mean(together("taps", test) - together(other, test), images[test]) for test in ASKED},
+            {test: mean(together("taps", test) - together(other, test), images[test]) for test in asked},
         )
     yield "n phrases", {test: len(images[test]) for test in ASKED}
 

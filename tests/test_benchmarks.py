@@ -92,6 +92,28 @@ def test_heat_map(run: Run, tmp_path: Path) -> None:
         assert drawn.width > 1000
 
 
+def test_usefulness(run: Run, tmp_path: Path) -> None:
+    """One cell is made; those that are there are read, and their differences are of the same phrases."""
+    cells, options = tmp_path / "cells", ("--seeds", "0", "--steps", "2", "--labels", "4", "--scenes", "1")
+    options = (*options, "--cells", str(cells), "--work", str(tmp_path), "--json", str(tmp_path / "rows.json"))
+    tests = ("known words", "untaught colours", "untaught nouns", "other renderings")
+    cells.mkdir()
+    made = {"values": {test: {"iou": [0.5, 0.25], "scene": [0, 0]} for test in tests}}
+    for kind in ("taps", "no-taps", "untrained-taps"):
+        (cells / f"{kind}-0.json").write_text(json.dumps(made))
+    (cells / "taps-0.json").write_text(json.dumps(made).replace("0.25", "0.75"))
+    run("usefulness", *options)
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert rows["taps - no taps"]["known words"] == [0.25, 0.25, 0.25]
+    (cells / "taps-0.json").unlink()
+    with pytest.raises(ValueError, match="length"):  # another number of phrases than those that were made up
+        run("usefulness", *options)
+    fresh = json.loads((cells / "taps-0.json").read_text())
+    assert fresh["steps"] == 2
+    assert len(fresh["values"]["known words"]["iou"]) == len(fresh["values"]["other renderings"]["iou"]) > 2
+    assert fresh["values"]["untaught nouns"]["scene"] == [0] * len(fresh["values"]["untaught nouns"]["iou"])
+
+
 def test_edges(run: Run) -> None:
     out = run("edges", "--scenes", "1", "--side", "32")
     assert len(figures(out, "(?<!in )mIoU")) == 3 * 2 * 3  # sources, kinds, methods
