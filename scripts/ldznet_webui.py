@@ -357,5 +357,6 @@ def serve(body):
 PAGE = page.Page(SETTINGS, library, looker, calls, jobs.job)
 if WHOLE:
     script_callbacks.on_after_component(PAGE.note)
+    axes.add(SETTINGS, head_names)  # the API alone asks scripts for their components before it calls back
     script_callbacks.on_before_ui(lambda: axes.add(SETTINGS, head_names))
     script_callbacks.on_app_started(lambda demo, app: routes.add(app, serve))

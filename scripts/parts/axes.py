@@ -12,7 +12,7 @@ NEWLINE = r"\n"  # as it is typed between two phrases
 
 
 def add(settings, head_names):
-    """For `on_before_ui`: the axes, once, in the plot's own list."""
+    """The axes, once, in the plot's own list, if the plot is loaded by now: the hosts load their own scripts first."""
     plots = [data.module for data in scripts.scripts_data if data.script_class.__module__ == "xyz_grid.py"]
     for plot in plots[:1]:
         if not any(option.label.startswith(PREFIX) for option in plot.axis_options):

@@ -164,7 +164,7 @@ def test_only_masked_tiling_and_clip_skip(webui: host.Webui) -> None:
 def test_a_lora_of_the_run_before_is_not_in_the_features(webui: host.Webui) -> None:
     phrases = {"phrases": "a cat", "threshold": 0.6, "refine": "none"}
     changes = {"init_images": [host.encoded(host.picture().resize(SIZE))], "path": "img2img"}
-    (plain, *_), _ = txt2img(webui)
+    (plain, *_), _ = txt2img(webui, prompt="a cat")
     before = txt2img(webui, phrases, **changes)[1]
     (other, *_), _ = txt2img(webui, prompt=f"a cat <lora:{NAME}:1>")
     after = txt2img(webui, phrases, **changes)[1]
@@ -173,7 +173,7 @@ def test_a_lora_of_the_run_before_is_not_in_the_features(webui: host.Webui) -> N
     inside, _ = txt2img(webui, {**CAT, "while_sampling": True}, prompt=f"a cat <lora:{NAME}:1>")
     (mask,) = masks_of(inside, 1)
     assert not changed(other, inside[0])[~mask].any()
-    assert np.array_equal(txt2img(webui)[0][0], plain)
+    assert np.array_equal(txt2img(webui, prompt="a cat")[0][0], plain)
 
 
 @pytest.mark.parametrize("how", ["interrupt", "skip"])

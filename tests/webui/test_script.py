@@ -64,13 +64,31 @@ class Told:
     def postprocess_image_after_composite(self, p: Any, pp: Any, *arguments: Any) -> None: ...
 
 
+class Plot:
+    """The host's module of the X/Y/Z plot, as far as axes are added to it."""
+
+    def __init__(self) -> None:
+        self.axis_options = [kind("Nothing", str, None, None) for kind in (self.AxisOption, self.AxisOptionImg2Img)]
+
+    class AxisOption:
+        def __init__(self, label: str, type: Any, apply: Any, confirm: Any) -> None:
+            self.label, self.type, self.apply, self.confirm, self.choices = label, type, apply, confirm, None
+
+    class AxisOptionImg2Img(AxisOption): ...
+
+
+def plots(plot: Plot) -> list[Any]:
+    """The scripts that the host has loaded before an extension's."""
+    return [SimpleNamespace(script_class=type("S", (), {"__module__": "xyz_grid.py"}), module=plot)]
+
+
 def stand_ins(folder: Path, script: type = Told) -> dict[str, Any]:
     """`gradio` and `modules` by their names in sys.modules."""
     kinds = ("Accordion", "Row", "Slider", "Checkbox", "Radio", "Textbox", "Dropdown", "Number")
     kinds += ("Button", "State", "Image", "HTML")
     moments = {f"on_{what}": Heard() for what in ("after_component", "before_ui", "app_started")}
     parts = {
-        "scripts": {"Script": script, "AlwaysVisible": "always"},
+        "scripts": {"Script": script, "AlwaysVisible": "always", "scripts_data": plots(Plot())},
         "script_callbacks": moments,
         "paths": {"models_path": str(folder)},
         "shared": {"sd_model": None, "state": SimpleNamespace(interrupt=None), "opts": None},
@@ -234,29 +252,17 @@ def test_redrawing_before_a_look_loads_nothing(script: Any) -> None:
     assert "_ldznet_of_webui" not in own_modules(script)
 
 
-class Plot:
-    """The host's module of the X/Y/Z plot, as far as axes are added to it."""
-
-    def __init__(self) -> None:
-        self.axis_options = [kind("Nothing", str, None, None) for kind in (self.AxisOption, self.AxisOptionImg2Img)]
-
-    class AxisOption:
-        def __init__(self, label: str, type: Any, apply: Any, confirm: Any) -> None:
-            self.label, self.type, self.apply, self.confirm, self.choices = label, type, apply, confirm, None
-
-    class AxisOptionImg2Img(AxisOption): ...
-
-
 def test_axes_change_the_arguments_of_their_picture(script: Any) -> None:
     """sd-perturbed-attention#54: an axis with choices gives no picture through the API, so these have none."""
-    plot = Plot()
-    script.scripts.scripts_data = [
-        SimpleNamespace(script_class=type("S", (), {"__module__": "xyz_grid.py"}), module=plot)
-    ]
-    for _ in range(2):
-        heard(script, "before_ui")
+    (known,) = script.scripts.scripts_data
+    plot = known.module
     axes = {option.label: option for option in plot.axis_options[2:]}
     assert list(axes) == ["[LD-ZNet] phrases", "[LD-ZNet] head", "[LD-ZNet] threshold", "[LD-ZNet] grow"]
+    later = Plot()
+    for there in (plot, later, later):  # once each, also where the plot is loaded after this script
+        script.scripts.scripts_data = plots(there)
+        heard(script, "before_ui")
+        assert [option.label for option in there.axis_options[2:]] == list(axes)
     assert type(axes["[LD-ZNet] phrases"]) is Plot.AxisOptionImg2Img
     assert type(axes["[LD-ZNet] threshold"]) is Plot.AxisOption  # the host shows those of this very class in both tabs
     p = SimpleNamespace()
