@@ -105,7 +105,8 @@ class Webui:
         """What img2img's API answers."""
         body = {**BASE, "init_images": [encoded(picture())], **changed}
         if settings is not None:
-            body["alwayson_scripts"] = {TITLE: {"args": settings if isinstance(settings, list) else [settings]}}
+            own = {TITLE: {"args": settings if isinstance(settings, list) else [settings]}}
+            body["alwayson_scripts"] = {**own, **changed.get("alwayson_scripts", {})}
         return self.post("/sdapi/v1/img2img", body)
 
     def txt2img(self) -> list[np.ndarray]:

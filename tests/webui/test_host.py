@@ -31,6 +31,11 @@ def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[host.Webui]:
         running.close()
 
 
+def of_size(pictures: list[np.ndarray]) -> list[np.ndarray]:
+    """Without the grid."""
+    return [picture for picture in pictures if picture.shape == ORIGINAL.shape]
+
+
 def test_off_changes_nothing(webui: host.Webui) -> None:
     webui.img2img()  # the host draws the VAE's noise from where the last run left the generator
     (plain, *_), text = webui.img2img()
@@ -58,7 +63,7 @@ def test_what_is_outside_of_the_mask_stays_to_the_bit(webui: host.Webui) -> None
 def test_not_found_is_the_picture_to_the_bit(webui: host.Webui, only_masked: bool) -> None:
     pictures, text = webui.img2img(ABSENT, inpaint_full_res=only_masked, batch_size=2)
     assert "a dog: not found" in text
-    shown = [picture for picture in pictures if picture.shape == ORIGINAL.shape]
+    shown = of_size(pictures)
     assert len(shown) == 2
     assert all(np.array_equal(picture, ORIGINAL) for picture in shown)
 
@@ -87,7 +92,7 @@ def test_every_picture_of_a_batch_has_the_mask(webui: host.Webui) -> None:
     """unprompted#228: the first one's was inverted."""
     (one, *_), _ = webui.img2img(FOUND)
     pictures, _ = webui.img2img(FOUND, n_iter=2, batch_size=2)
-    pictures = [picture for picture in pictures if picture.shape == ORIGINAL.shape]
+    pictures = of_size(pictures)
     assert len(pictures) == 4
     kept = (one == ORIGINAL).all(-1)
     assert 0.05 < kept.mean() < 0.95
@@ -96,12 +101,34 @@ def test_every_picture_of_a_batch_has_the_mask(webui: host.Webui) -> None:
         assert (picture != ORIGINAL).any(-1).mean() > 0.5 * (1 - kept.mean())
 
 
+def test_pictures_that_differ_get_no_mask_of_one_of_them(webui: host.Webui) -> None:
+    """stable-diffusion-webui#16367: the host takes one mask for all pictures of a call."""
+    two = [host.picture(number) for number in range(2)]
+    pictures, text = webui.img2img(FOUND, init_images=[host.encoded(picture) for picture in two], batch_size=2)
+    assert "Expected one picture in a batch, got 2 that differ" in text
+    for picture, given in zip(of_size(pictures), two, strict=True):
+        assert np.array_equal(picture, given)
+
+
+def test_a_blur_wider_than_the_mask_is_told(webui: host.Webui) -> None:
+    """stable-diffusion-webui-reForge#419: nothing changed, and nobody said why."""
+    asked = {"image": host.encoded(host.picture()), "phrases": ["a dog"], "refine": "none"}
+    for threshold in np.linspace(0.99, 0.5, 50).round(2).tolist():
+        (part,) = webui.post("/ldznet/segment", {**asked, "threshold": threshold})["masks"]
+        if part["found"]:
+            break
+    assert 0 < (host.decoded(part["mask"])[..., 0] > 0).mean() < 0.02
+    (picture, *_), text = webui.img2img({**FOUND, "threshold": threshold}, mask_blur=64)
+    assert "Mask blur 64 leaves nothing of so small a mask" in text
+    assert np.array_equal(picture, ORIGINAL)
+
+
 def test_masked_content_is_the_host_s(webui: host.Webui) -> None:
     """stable-diffusion-webui#11077: fill, original, latent noise, latent nothing."""
     inside = []
     for fill in range(4):
         pictures, _ = webui.img2img(FOUND, inpainting_fill=fill, batch_size=2)
-        pictures = [picture for picture in pictures if picture.shape == ORIGINAL.shape]
+        pictures = of_size(pictures)
         inside.append([(picture != ORIGINAL).any(-1) for picture in pictures])
         assert len(pictures) == 2
     union = np.logical_or.reduce([mask for masks in inside for mask in masks])
@@ -148,13 +175,13 @@ def test_an_axis_of_the_plot_works_through_the_api(webui: host.Webui, name: str)
     plots = [script for script in webui.get("/sdapi/v1/script-info") if script["name"] == "x/y/z plot"]
     arguments = next(plot["args"] for plot in plots if plot["is_img2img"])
     labels = [choice if isinstance(choice, str) else choice[0] for choice in arguments[0]["choices"]]
-    given = [argument["value"] for argument in arguments]
+    given = [argument["label"] == "Include Sub Images" or argument["value"] for argument in arguments]
     for place, label in ((0, f"[LD-ZNet] {name}"), (3, "Nothing"), (6, "Nothing")):
         given[place : place + 3] = [labels.index(label), values if place == 0 else "", []]
     answer = webui.answer({**FOUND, "phrases": "a dog"}, script_name="x/y/z plot", script_args=given)
     texts = [text for text in json.loads(answer["info"])["infotexts"] if "LDZNet result" in text]
     pictures = [host.decoded(image) for image in answer["images"]]
-    assert sum(picture.shape == ORIGINAL.shape for picture in pictures) >= len(words)
+    assert len(of_size(pictures)) >= len(words)
     assert all(any(word in text for text in texts) for word in words)
 
 

@@ -30,7 +30,7 @@ BASE: dict[str, Any] = {
 }
 CAT = {"details": "a cat => a dog", "threshold": 0.6, "refine": "none", "blur": 0, "gallery": True}
 NAME = "ldznet_test"  # of a LoRA that changes every picture
-LAYER = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+LAYER = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_v"
 WIDTH = int(os.environ.get("WEBUI_WIDTH", "320"))  # the checkpoint's model_channels
 LORA = {
     f"{LAYER}.lora_down.weight": torch.ones(4, 768),
@@ -83,6 +83,7 @@ def test_off_is_the_picture_without_the_section(webui: host.Webui) -> None:
 
 
 def test_each_picture_of_a_batch_outside_of_its_mask_stays_to_the_bit(webui: host.Webui) -> None:
+    """adetailer#369: details by words, not by classes."""
     plain = of_size(txt2img(webui, batch_size=2)[0])
     pictures, text = txt2img(webui, CAT, batch_size=2)
     masks = masks_of(pictures, 2)

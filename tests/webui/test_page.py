@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 from webui import host
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
@@ -86,10 +86,24 @@ class Page:
         pytest.fail("the overlay did not change in 15 seconds")
 
     def picture(self, selector: str) -> np.ndarray:
-        source = self.page.locator(selector).first.get_attribute("src")
+        return self.fetched(self.page.locator(selector).first.get_attribute("src"))
+
+    def fetched(self, source: str) -> np.ndarray:
         if source.startswith("data:"):
             return host.decoded(source.split(",", 1)[1])
         return np.asarray(Image.open(io.BytesIO(self.page.request.get(source).body())).convert("RGB"))
+
+    def tab(self, name: str) -> None:
+        """Opens one of img2img's tabs, or one within it."""
+        self.page.locator("#mode_img2img button", has_text=name).first.click()
+
+    def generated(self, count: int) -> list[np.ndarray]:
+        """The `count` pictures that Generate gives."""
+        self.page.locator("#img2img_generate").click()
+        thumbnails = self.page.locator("#img2img_gallery .thumbnail-item img")
+        thumbnails.nth(count - 1).wait_for()
+        sources = [thumbnails.nth(i).get_attribute("src") for i in range(thumbnails.count())]
+        return [self.fetched(source) for source in dict.fromkeys(sources)]
 
     def generate(self) -> np.ndarray:
         """The picture that Generate gives."""
@@ -167,6 +181,30 @@ def test_masks_are_saved_one_for_each_phrase(webui: host.Webui, page: Page) -> N
     assert [Path(path).name for path in paths] == ["00000-a_dog.png", "00001-the_sky.png"]
     for path, mask in zip(paths, asked(webui), strict=True):
         assert np.array_equal(np.asarray(Image.open(folder / Path(path).name)), mask)
+
+
+def test_each_file_of_the_batch_tab_has_a_mask_of_its_own(webui: host.Webui, page: Page, tmp_path: Path) -> None:
+    """unprompted#44: a batch reused the mask of its first picture."""
+    files, originals = tmp_path / "files", [host.picture(number) for number in range(2)]
+    files.mkdir()
+    for number, picture in enumerate(originals):
+        picture.save(files / f"{number}.png")
+    page.tab("Batch")
+    if page.page.locator("#img2img_batch_source").count():
+        page.tab("From directory")
+    page.page.locator("#img2img_batch_input_dir").locator("textarea, input").first.fill(str(files))
+    page.phrases("a dog")
+    page.set("threshold", 0.6)
+    page.check("enabled")
+    pictures = page.generated(2)
+    assert len(pictures) == 2
+    for original, picture in zip(originals, pictures, strict=True):
+        (mask,) = asked(webui, image=host.encoded(original), phrases=["a dog"])
+        near = Image.fromarray(mask).filter(ImageFilter.MaxFilter(25))  # the mask blur of 4 reaches 10 pixels
+        kept, before = np.asarray(near) == 0, np.asarray(original)
+        assert 0.05 < kept.mean() < 0.95
+        assert np.array_equal(picture[kept], before[kept])
+        assert (picture[mask == 255] != before[mask == 255]).any(-1).mean() > 0.5
 
 
 OUTCOMES = {
