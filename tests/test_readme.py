@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,11 +13,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_the_six_lines_run_as_they_stand() -> None:
+def test_the_six_lines_run_as_they_stand(tmp_path: Path) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len([line for line in code.splitlines() if line]) == 6
-    names: dict[str, Any] = {}
-    exec(code, names)
+    (tmp_path / "six.py").write_text(code, encoding="utf-8")
+    names = runpy.run_path(str(tmp_path / "six.py"))
     masks = names["masks"]
     assert masks.shape == (1, 3, *names["scene"].image.shape[:2])
     assert masks[0, 1].any(), "no grass"

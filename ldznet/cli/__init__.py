@@ -15,7 +15,7 @@ def main() -> None:
     try:
         from .app import app
     except ImportError as error:
-        sys.exit(f'The command line needs typer and rich ({error}). pip install "comfyui-ldznet[cli]"')
+        sys.exit(f'The command line needs typer and rich ({error}). pip install "ldznet[cli]"')
     from ..errors import LDZNetError
 
     try:

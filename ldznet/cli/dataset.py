@@ -216,7 +216,7 @@ def curve(heads: Mapping[str, Any]) -> Image.Image:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        install = 'pip install "comfyui-ldznet[train]"'
+        install = 'pip install "ldznet[train]"'
         raise InputError(f"Expected matplotlib for the curve, got: {error}. {install}") from error
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     for axes, (key, title) in zip(figure.subplots(1, 2), {"miou": "mIoU", "iou_fg": "IoU_FG"}.items(), strict=True):

@@ -56,7 +56,7 @@ def _model(folder: Path) -> Any:
     try:
         from transformers import CLIPSegForImageSegmentation
     except ImportError as error:
-        install = 'pip install "comfyui-ldznet[compare]"'
+        install = 'pip install "ldznet[compare]"'
         raise HostError(f"Expected transformers, which CLIPSeg runs on, got: {error}. {install}") from error
     if not (folder / "config.json").is_file():
         raise CheckpointError(

@@ -33,6 +33,6 @@ def _accelerate() -> Any:
         import accelerate
         import accelerate.utils
     except ImportError as error:
-        install = 'pip install "comfyui-ldznet[train]"'
+        install = 'pip install "ldznet[train]"'
         raise InputError(f"Expected accelerate, which joins several processes, got: {error}. {install}") from error
     return accelerate

@@ -77,7 +77,7 @@ def _diffusers_host() -> Any:
     try:
         from .hf_diffusers import DiffusersHost
     except ImportError as error:
-        install = 'pip install "comfyui-ldznet[diffusers]"'
+        install = 'pip install "ldznet[diffusers]"'
         raise HostError(
             f"Expected diffusers and transformers, which this host runs on, got: {error}. {install}"
         ) from error

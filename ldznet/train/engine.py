@@ -100,7 +100,7 @@ class Run:
         try:
             from accelerate import Accelerator
         except ImportError as error:
-            raise InputError(f'Training needs accelerate ({error}). pip install "comfyui-ldznet[train]"') from error
+            raise InputError(f'Training needs accelerate ({error}). pip install "ldznet[train]"') from error
         if config.steps < 1 or config.batch < 1:
             raise InputError(f"Expected at least one step and a batch of one, got {config.steps} and {config.batch}.")
         folder.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,8 @@ def test_the_pages_commands_run(
         make(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     for command in re.findall(r'python -c "(.*)"', PAGE.read_text(encoding="utf-8")):
-        exec(command, {})
+        (tmp_path / "command.py").write_text(command, encoding="utf-8")
+        runpy.run_path(str(tmp_path / "command.py"))
     said = capsys.readouterr().out.splitlines()
     assert said == [
         "('red', 'left')",

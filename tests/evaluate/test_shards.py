@@ -65,7 +65,7 @@ def test_alone_nothing_is_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shards.shard() == (0, 1)
     assert shards.gathered(part) is part
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match=r'pip install "comfyui-ldznet\[train\]"'):
+    with pytest.raises(InputError, match=r'pip install "ldznet\[train\]"'):
         shards.shard()
 
 

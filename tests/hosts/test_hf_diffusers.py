@@ -340,7 +340,7 @@ def test_without_diffusers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delitem(sys.modules, "ldznet.hosts.hf_diffusers")
     monkeypatch.delattr("ldznet.hosts.hf_diffusers")
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(HostError, match=r'pip install "comfyui-ldznet\[diffusers\]"'):
+    with pytest.raises(HostError, match=r'pip install "ldznet\[diffusers\]"'):
         open_host(tmp_path)
 
 
