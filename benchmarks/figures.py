@@ -50,6 +50,8 @@ JOBS: dict[str, tuple[str, ...]] = {
     "truncation": ("truncation.py", "--pairs", "9"),
     "capture-cost": ("capture_cost.py", "--comfyui", COMFYUI, "--size", "256", "--steps", "20"),
     "inpaint": ("inpaint.py", "--pictures", "20"),
+    "steering": ("steering.py", "--seeds", "50"),
+    "frames": ("frames.py", "--scenes", "20"),
 }
 PICTURES: dict[str, tuple[str, ...]] = {  # by their file in docs/
     "coarse.png": ("coarse.py", "labels", "--picture"),

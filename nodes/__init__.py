@@ -27,6 +27,12 @@ NODES: dict[str, str] = {  # node id → module and class
     "LDZNetDetail": "detail.DetailByWords",
     "LDZNetInnerDetail": "detail.InnerDetail",
     "LDZNetInnerPiece": "detail.InnerPiece",
+    "LDZNetSteer": "steering.RegionPromptsWhileSampling",
+    "LDZNetSteered": "steering.RegionsFound",
+    "LDZNetInnerSteered": "steering.InnerSteered",
+    "LDZNetStop": "steering.StopIfMissing",
+    "LDZNetClusters": "clusters.RegionsWithoutWords",
+    "LDZNetFrames": "clusters.SmoothOverFrames",
 }
 
 

@@ -14,6 +14,7 @@ INNER = "LD-ZNet/inner"  # of the nodes that others expand to
 HeadType = io.Custom("LDZNET_HEAD")
 SegmentationType = io.Custom("LDZNET_SEGMENTATION")
 CaptureType = io.Custom("LDZNET_CAPTURE")
+SteeringType = io.Custom("LDZNET_STEERING")
 PromptsType = io.Custom("LDZNET_PROMPTS")
 MasksType = io.Custom("LDZNET_MASKS")
 BoxType = getattr(io, "BoundingBox", None) or io.Custom("BOUNDING_BOX")

@@ -20,7 +20,7 @@ from PIL import Image
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 Run = Callable[..., str]
-WITH_COMFYUI = {"capture_cost", "inpaint"}
+WITH_COMFYUI = {"capture_cost", "inpaint", "steering"}
 
 
 @pytest.fixture
@@ -179,6 +179,18 @@ def test_inpainting() -> None:
     out = with_comfyui("inpaint", "--pictures", "1", "--renders", "8")
     assert "1 pictures in which it was found" in out
     assert "outside of the mask bit-equal: True" in out
+
+
+@pytest.mark.host
+@pytest.mark.skipif(host.reason_to_skip() is not None, reason=str(host.reason_to_skip()))
+def test_steering() -> None:
+    out = with_comfyui("steering", "--seeds", "1", "--steps", "4", "--way", "cross-attention")
+    assert re.search(r"^cross-attention +seeds 1  found 1  asked thing in the region [01]\.000 ", out), out
+
+
+def test_frames(run: Run) -> None:
+    out = run("frames", "--scenes", "1", "--frames", "2", "--speed", "4")
+    assert len(figures(out, "neighbours")) == len(figures(out, "truth")) == 5
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import { api } from "../../scripts/api.js"
 import { app } from "../../scripts/app.js"
 import { grown, over, overlaid, state } from "./live.js"
 
-const NODES = ["LDZNetPreview", "LDZNetSegment", "LDZNetSegmentCaptured", "LDZNetDetail"]
+const NODES = ["LDZNetPreview", "LDZNetSegment", "LDZNetSegmentCaptured", "LDZNetDetail", "LDZNetSteered"]
 const KEY = "ldznet"  // of what a run sends, and of the property that keeps the names of its files
 const TICK = 120  // milliseconds between two looks at the widgets: those of a subgraph change with no callback
 const EMPTY = 20, PICTURE = 200, ROW = 20  // pixels: of a node that has run nothing yet, of a picture, of a legend's line

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import comfy.ldm.modules.attention
 import comfy.model_management as memory
 import comfy.ops
 import comfy.samplers
@@ -58,12 +59,15 @@ __all__ = [
     "attention_head",
     "capturing",
     "colours_of",
+    "cross_attention",
+    "executing_node",
     "graph_of",
     "model_space",
     "open_head",
     "raise_if_cancelled",
     "sampler_names",
     "typed",
+    "with_wrappers",
 ]
 
 POOLED = "pooled_output"
@@ -359,16 +363,38 @@ def latent_channels(model: Any) -> int:
 def capturing(host: ComfyHost, config: HeadConfig | AttentionConfig) -> tuple[Any, Capture]:
     """A clone of the host's MODEL whose samplers leave in a Capture what a head of `config`, fitted to the host, reads.
     The pictures stay the same to the bit."""
-    capture, clone = capture_for(config, host.model, host.specs), host.model.clone()
+    capture = capture_for(config, host.model, host.specs)
 
     def timesteps_of(sigmas: Tensor) -> list[float]:
-        return clone.get_model_object("model_sampling").timestep(sigmas[:-1]).flatten().tolist()
+        return host.model.get_model_object("model_sampling").timestep(sigmas[:-1]).flatten().tolist()
 
-    clone.add_wrapper_with_key(
-        WrappersMP.OUTER_SAMPLE, CAPTURE_KEY, sampling_into(capture, _executing_node, timesteps_of)
-    )
-    clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, CAPTURE_KEY, calling_into(capture))
-    return clone, capture
+    sampling = sampling_into(capture, executing_node, timesteps_of)
+    wrappers = {"OUTER_SAMPLE": sampling, "DIFFUSION_MODEL": calling_into(capture)}
+    return with_wrappers(host.model, CAPTURE_KEY, wrappers), capture
+
+
+def with_wrappers(model: Any, key: str, wrappers: Mapping[str, Any]) -> Any:
+    """A clone of MODEL with wrappers by the name of their place in ComfyUI's WrappersMP; `model` stays as it is."""
+    clone = model.clone()
+    for place, wrapper in wrappers.items():
+        clone.add_wrapper_with_key(getattr(WrappersMP, place), key, wrapper)
+    return clone
+
+
+def cross_attention(
+    module: Any,
+    query: Float[Tensor, "b n d"],
+    context: Float[Tensor, "#b m c"],
+    extra: Mapping[str, Any],
+    value: Tensor | None = None,
+) -> Float[Tensor, "b n d"]:
+    """What a cross-attention `module` of a UNet gives for another context, or for keys and values of two, by the
+    host's own kernel. Hooks on its parts, a capture's, do not see it."""
+    parts = (context, context if value is None else value)
+    key, value = (to.forward(part) for to, part in zip((module.to_k, module.to_v), parts, strict=True))
+    key, value = (part.expand(len(query), -1, -1) for part in (key, value))
+    attend, precision = comfy.ldm.modules.attention.optimized_attention, extra.get("attn_precision")
+    return module.to_out(attend(module.to_q.forward(query), key, value, module.heads, attn_precision=precision))
 
 
 def graph_of(hidden: Any) -> dict[str, Any]:
@@ -377,7 +403,7 @@ def graph_of(hidden: Any) -> dict[str, Any]:
     return {} if whole is None else {node_id: whole.get_node(node_id) for node_id in sorted(whole.all_node_ids())}
 
 
-def _executing_node() -> Any:
+def executing_node() -> Any:
     """The id of the node that ComfyUI is executing: what makes a sampler's runs its own. None where it cannot tell."""
     context = get_executing_context()
     return None if context is None else (context.node_id, context.list_index)

@@ -24,6 +24,7 @@ from ..shapes import Float
 is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # not in the oldest torch that works here
 
 OWN_PASS = "; all phrases took a pass of the UNet"  # as Segment by Text takes it: masks are right, and cost one
+REGION = "ldznet_region"  # of a conditioning that Region Prompts While Sampling adds: its number
 CROPS = "nothing was captured: every positive conditioning covers only a part of the picture"
 NOTHING = "nothing was captured while sampling: another node or pack caches, compiles or replaces the model's calls"
 UNKNOWN = (
@@ -51,28 +52,37 @@ def sampling_into(
         executor: Any, noise: Any, latent_image: Any, sampler: Any, sigmas: Any, *rest: Any, **named: Any
     ) -> Any:
         """Around a whole sampler run."""
-        positive = executor.class_obj.conds.get("positive") or []
+        positive = [cond for cond in executor.class_obj.conds.get("positive") or [] if REGION not in cond]
         weights = {cond["uuid"]: float(cond.get("strength", 1.0)) for cond in positive}
         contexts = {cond["uuid"]: cond["cross_attn"] for cond in positive if cond.get("cross_attn") is not None}
         nearest = min((abs(step - capture.timestep) for step in timesteps_of(sigmas)), default=float("inf"))
         run = Run(weights, (noise.shape[-2], noise.shape[-1]), contexts, nearest)
-        mask, callback, *others = [*rest, None, None][: max(2, len(rest))]
-        mask, callback = named.pop("denoise_mask", mask), named.pop("callback", callback)
-
-        def watched(step: int, denoised: Any, x: Any, total: int) -> None:
-            run.denoised = denoised
-            if callback is not None:
-                callback(step, denoised, x, total)
-
         with capture.running(sampler_of(), run):
-            samples = executor(noise, latent_image, sampler, sigmas, mask, watched, *others, **named)
+            samples, denoised = run_through(executor, noise, latent_image, sampler, sigmas, *rest, **named)
             run.samples = [samples.cpu()]
-            if run.denoised is not None:
-                run.samples.append(capture.model.model.process_latent_out(run.denoised.cpu()))
-                run.denoised = None
+            if denoised is not None:
+                run.samples.append(capture.model.model.process_latent_out(denoised.cpu()))
         return samples
 
     return sample
+
+
+def run_through(
+    executor: Any, noise: Any, latent_image: Any, sampler: Any, sigmas: Any, *rest: Any, **named: Any
+) -> tuple[Tensor, Tensor | None]:
+    """What a sampler's run returns, and its last estimate of the clean latents in model space, of which SamplerCustom
+    makes its `denoised_output`."""
+    mask, callback, *others = [*rest, None, None][: max(2, len(rest))]
+    mask, callback = named.pop("denoise_mask", mask), named.pop("callback", callback)
+    last: list[Tensor] = []
+
+    def watched(step: int, denoised: Any, x: Any, total: int) -> None:
+        last[:] = [denoised]
+        if callback is not None:
+            callback(step, denoised, x, total)
+
+    samples = executor(noise, latent_image, sampler, sigmas, mask, watched, *others, **named)
+    return samples, last[0] if last else None
 
 
 def calling_into(capture: Capture) -> Any:

@@ -53,6 +53,7 @@ SHOWN = {  # help page's picture: workflow, and which of its outputs by node typ
     "segment": ("1_generate_and_segment", "LDZNetPreview"),
     "captured": ("3_capture_and_composite", "LDZNetPreview"),
     "regions": ("4_region_prompts", "PreviewImage"),
+    "steer": ("10_region_prompts_while_sampling", "LDZNetSteered", "PreviewImage"),
 }
 SEGMENTING = ("LDZNetSegment", "LDZNetSegmentCaptured")
 OPERATIONS = {"mode": "soft", "phrases": "", "threshold": 0.5, "refine": "none", "fill_holes": False, "drop_specks": 0}
@@ -114,15 +115,15 @@ def make(server: host.Server) -> None:
             prompt = on_the_tiny_world(prompt, ON_A_CHECKPOINT[path.stem])
         entry = server.run(prompt)
         assert host.error_of(entry) is None, host.error_of(entry)
-        kinds = {node["class_type"] for node in prompt.values()}
+        present = {node["class_type"] for node in prompt.values()}
         for node_id, node in prompt.items():
-            if "LDZNetPreview" in kinds and node["class_type"] in SEGMENTING:
+            if "LDZNetPreview" in present and node["class_type"] in SEGMENTING:
                 continue  # which shows the same
             shown.setdefault((path.stem, node["class_type"]), []).extend(opened(server, entry, node_id))
         pictures = [picture for key, found in shown.items() if key[0] == path.stem for picture in found]
         row(pictures).save(path.with_suffix(".jpg"), quality=88)
-    for name, key in SHOWN.items():
-        row(shown[key]).save(DOCS / f"{name}.png", optimize=True)
+    for name, (workflow, *kinds) in SHOWN.items():
+        row([picture for kind in kinds for picture in shown[workflow, kind]]).save(DOCS / f"{name}.png", optimize=True)
     entry = server.run(operations())
     assert host.error_of(entry) is None, host.error_of(entry)
     masks = [opened(server, entry, f"show {name}")[0] for name in ("soft", "grown", "feathered")]

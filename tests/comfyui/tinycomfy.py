@@ -8,14 +8,14 @@ same numbers come from a real ComfyUI in test_host.py.
 
 from __future__ import annotations
 
+import contextlib
 import enum
-import functools
 import itertools
 import re
 import sys
 import types
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
@@ -25,12 +25,13 @@ from torch import Tensor, nn
 from ldznet.config import UNetConfig
 from ldznet.models import UNet
 from ldznet.models.layers import SpatialTransformer
+from ldznet.taps import spatial_transformers
 from ldznet.tinyworld.text import TextConfig, TextEncoder
 
 SCALE = 0.18215
 CPU = torch.device("cpu")
 ALPHAS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
-WRAPPED = enum.Enum("WrappersMP", ["OUTER_SAMPLE", "DIFFUSION_MODEL"])
+WRAPPED = enum.Enum("WrappersMP", ["OUTER_SAMPLE", "SAMPLER_SAMPLE", "PREDICT_NOISE", "DIFFUSION_MODEL"])
 
 
 class Executor:
@@ -58,10 +59,38 @@ class UNetModel(UNet):
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, transformer_options: Any = None) -> Tensor:
         """Inside the wrappers of UNet calls that `transformer_options` names."""
-        wrappers = (transformer_options or {}).get("wrappers", ())
+        options = transformer_options or {}
         inner = super().forward
-        plain = Executor(lambda x, t, context, options: inner(x, t.long(), context), self, wrappers)
-        return plain(x, timesteps, context, transformer_options or {})
+        plain = Executor(lambda x, t, context, options: inner(x, t.long(), context), self, options.get("wrappers", ()))
+        with self._patched({**options, "original_shape": list(x.shape)}):
+            return plain(x, timesteps, context, options)
+
+    @contextlib.contextmanager
+    def _patched(self, options: dict[str, Any]) -> Iterator[None]:
+        """With the patches around each cross-attention that `options` name."""
+        patches, handles = options.get("patches", {}), []
+        for name, transformer in spatial_transformers(self).items() if patches else ():
+            stage, _, number = name.partition(".")
+            extra = {**options, "block": (stage, int(number)), "block_index": 0}
+
+            def enter(module: Any, args: Any, extra: Any = extra) -> Any:
+                n, context = args
+                for patch in patches.get("attn2_patch", ()):
+                    n, context, _ = patch(n, context, context, extra)
+                return n, context
+
+            def leave(module: Any, args: Any, out: Any, extra: Any = extra) -> Any:
+                for patch in patches.get("attn2_output_patch", ()):
+                    out = patch(out, extra)
+                return out
+
+            attention: Any = transformer.transformer_blocks[0]
+            handles += [attention.attn2.register_forward_pre_hook(enter), attention.attn2.register_forward_hook(leave)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 class ModelSampling:
@@ -115,9 +144,11 @@ class ModelPatcher:
     def __init__(self, model: nn.Module, load_device: Any = CPU, offload_device: Any = CPU) -> None:
         self.model, self.load_device = model, load_device
         self.wrappers: dict[Any, list[Any]] = {}
+        self.additional: dict[str, list[Any]] = {}
 
     def clone(self) -> ModelPatcher:
         other = ModelPatcher(self.model, self.load_device)
+        other.additional = dict(self.additional)
         other.wrappers = {kind: list(wrappers) for kind, wrappers in self.wrappers.items()}
         return other
 
@@ -126,6 +157,9 @@ class ModelPatcher:
 
     def add_wrapper_with_key(self, kind: Any, key: str, wrapper: Any) -> None:
         self.wrappers.setdefault(kind, []).append(wrapper)
+
+    def set_additional_models(self, key: str, models: list[Any]) -> None:
+        self.additional[key] = models
 
 
 class SD15Latents:
@@ -295,41 +329,66 @@ def sample(model: Any, positive: list[Any], negative: list[Any], latent: Tensor,
     sampling = model.get_model_object("model_sampling")
     timesteps = torch.linspace(999, 0, steps).round().long()
     sigmas = torch.cat([sampling.sigma(timesteps), torch.zeros(1)])
-    conds = {
-        kind: [{"uuid": uuid.uuid4(), "cross_attn": part[0], **part[1]} for part in parts]
-        for kind, parts in (("positive", positive), ("negative", negative))
-    }
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed))
-    guider = SimpleNamespace(conds=conds, model_patcher=model)
-    inner = functools.partial(_euler, model, conds)
-    run = Executor(inner, guider, model.wrappers.get(WRAPPED.OUTER_SAMPLE, []))
+    guider = Guider(model, positive, negative)
+    run = Executor(guider.outer_sample, guider, model.wrappers.get(WRAPPED.OUTER_SAMPLE, []))
     return run(noise, latent, None, sigmas, None, None, True, seed)
 
 
-def _euler(
-    model: Any,
-    conds: Any,
-    noise: Tensor,
-    latent: Tensor,
-    sampler: Any,
-    sigmas: Tensor,
-    mask: Any,
-    callback: Any,
-    *_: Any,
-) -> Tensor:
-    base, both = model.model, [*conds["positive"], *conds["negative"]]
-    options = {"uuids": [cond["uuid"] for cond in both], "wrappers": model.wrappers.get(WRAPPED.DIFFUSION_MODEL, [])}
-    context = torch.cat([cond["cross_attn"].expand(len(latent), -1, -1) for cond in both])
-    x, count = base.process_latent_in(latent) + noise * sigmas[0], len(conds["positive"])
-    for i, (sigma, after) in enumerate(itertools.pairwise(sigmas)):
-        every = sigma.expand(len(x) * len(both))
-        parts = base.apply_model(x.repeat(len(both), 1, 1, 1), every, context, options).chunk(len(both))
-        wanted, unwanted = (torch.stack(side).mean(0) for side in (parts[:count], parts[count:]))
-        denoised = unwanted + 5 * (wanted - unwanted)
-        if callback is not None:
-            callback(i, denoised, x, len(sigmas) - 1)
-        x = denoised + (x - denoised) / sigma * after
-    return base.process_latent_out(x)
+class Guider:
+    """Guidance of 5 over conditionings, each over the whole picture or weighed by its mask."""
+
+    def __init__(self, model: Any, positive: list[Any], negative: list[Any]) -> None:
+        self.model_patcher, self.scale = model, 5
+        self.conds = {
+            kind: [{"uuid": uuid.uuid4(), "cross_attn": part[0], "model_conds": {}, **part[1]} for part in parts]
+            for kind, parts in (("positive", positive), ("negative", negative))
+        }
+
+    def outer_sample(
+        self, noise: Tensor, latent: Tensor, sampler: Any, sigmas: Tensor, mask: Any, *rest: Any
+    ) -> Tensor:
+        """One run; latents before and after it are before the scale factor."""
+        base, callback = self.model_patcher.model, rest[0]
+        x = base.process_latent_in(latent)
+        loop = Executor(self._euler, self, self.model_patcher.wrappers.get(WRAPPED.SAMPLER_SAMPLE, []))
+        return base.process_latent_out(loop(self, sigmas, {}, callback, noise, x, mask, True))
+
+    def _euler(
+        self, _: Any, sigmas: Tensor, extra: Any, callback: Any, noise: Tensor, x: Tensor, mask: Any, quiet: bool
+    ) -> Tensor:
+        predict = Executor(self.predict_noise, self, self.model_patcher.wrappers.get(WRAPPED.PREDICT_NOISE, []))
+        x = x + noise * sigmas[0]
+        for i, (sigma, after) in enumerate(itertools.pairwise(sigmas)):
+            denoised = predict(x, sigma.expand(len(x)), {}, 0)
+            if callback is not None:
+                callback(i, denoised, x, len(sigmas) - 1)
+            x = denoised + (x - denoised) / sigma * after
+        return x
+
+    def predict_noise(self, x: Tensor, timestep: Tensor, model_options: Any, seed: Any) -> Tensor:
+        """The guided estimate of the clean latents."""
+        both = [*self.conds["positive"], *self.conds["negative"]]
+        options = {
+            **model_options.get("transformer_options", {}),
+            "uuids": [cond["uuid"] for cond in both],
+            "wrappers": self.model_patcher.wrappers.get(WRAPPED.DIFFUSION_MODEL, []),
+        }
+        context = torch.cat([cond["cross_attn"].expand(len(x), -1, -1) for cond in both])
+        every = timestep.repeat(len(both))
+        parts = self.model_patcher.model.apply_model(x.repeat(len(both), 1, 1, 1), every, context, options)
+        rows, count = parts.chunk(len(both)), len(self.conds["positive"])
+        wanted, unwanted = (self._weighed(rows[side], both[side]) for side in (slice(count), slice(count, None)))
+        return unwanted + self.scale * (wanted - unwanted)
+
+    def _weighed(self, rows: Sequence[Tensor], conds: Sequence[Any]) -> Tensor:
+        weights = [cond["mask"][:, None] if "mask" in cond else torch.ones(1, 1, 1, 1) for cond in conds]
+        return sum(r * w for r, w in zip(rows, weights, strict=True)) / sum(weights)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int, **_: Any) -> Tensor:
+    parts = (part.unflatten(2, (heads, -1)).transpose(1, 2) for part in (q, k, v))
+    return nn.functional.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
 
 
 def modules() -> dict[str, ModuleType]:
@@ -343,8 +402,9 @@ def modules() -> dict[str, ModuleType]:
         if parent:
             setattr(found[parent], child, found[name])
 
-    for name in ("comfy", "comfy.ldm", "comfy.ldm.models", "comfy_execution"):
+    for name in ("comfy", "comfy.ldm", "comfy.ldm.models", "comfy.ldm.modules", "comfy_execution"):
         module(name)
+    module("comfy.ldm.modules.attention", optimized_attention=_attention)
     module("comfy.ops", manual_cast=nn)
     module("comfy.latent_formats", SD15=SD15Latents)
     module("comfy.utils", ProgressBar=ProgressBar)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comfyui import browser, host
+from comfyui import blueprints, browser, host
 from comfyui import page as files
 
 pytestmark = pytest.mark.host
@@ -20,7 +20,8 @@ ALL = sorted((host.ROOT / "workflows").glob("*.json"))
 WORKFLOWS = [path for path in ALL if "LDZNetTinyWorld" in path.read_text(encoding="utf-8")]  # others need a checkpoint
 PROMPTS, HELP = host.ROOT / "tests" / "data" / "prompts", sorted((host.ROOT / "web" / "docs").glob("*.md"))
 EARLIER = sorted((host.ROOT / "tests" / "data" / "workflows").glob("*/*.json"))  # by the commit they come from
-SHOWING = {"LDZNetPreview", "PreviewImage", "MaskPreview"}
+SHOWING = {"LDZNetPreview", "LDZNetSteered", "PreviewImage", "MaskPreview"}
+BLUEPRINTS = sorted((host.ROOT / "subgraphs").glob("*.json"))
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def test_the_button_runs_it_and_its_nodes_show_pictures(page: browser.Page, path
     end = page.run()
     assert end["kind"] == "execution_success", end
     kinds = SHOWING & {node["type"] for node in workflow["nodes"]}
-    assert "LDZNetPreview" in kinds
+    assert kinds & {"LDZNetPreview", "LDZNetSteered"}
     for kind in kinds:
         shown = page.pictures(kind)
         assert all(images and all(min(size) > 0 for size in images) for images in shown), (kind, shown)
@@ -114,12 +115,28 @@ def test_the_page_s_search_finds_it(page: browser.Page, typed: str) -> None:
 
 
 def test_the_page_shows_the_help_of_a_node(page: browser.Page) -> None:
-    page.open(browser.read(WORKFLOWS[0]), "help")
+    page.open(browser.read(host.ROOT / "workflows" / "1_generate_and_segment.json"), "help")
     panel = page.help_of("LDZNetSegment")
     heading = (host.ROOT / "web/docs/LDZNetSegment.md").read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
     panel.get_by_role("heading", name=heading).wait_for()
     picture = panel.locator("img").first.element_handle()
     page.tab.wait_for_function("image => image.naturalWidth > 0", arg=picture)
+
+
+@pytest.mark.parametrize("path", BLUEPRINTS, ids=lambda path: path.stem)
+def test_a_blueprint_is_offered_and_runs(page: browser.Page, path: Path) -> None:
+    """As the host offers it, in a graph of the tiny world: a picture or a mask comes out."""
+    offered = {entry["name"]: key for key, entry in page.get("/api/global_subgraphs").json().items()}
+    blueprint = json.loads(page.get(f"/api/global_subgraphs/{offered[path.stem]}").json()["data"])
+    assert blueprint == browser.read(path)
+    workflow = blueprints.in_a_graph(blueprint)
+    page.open(workflow, path.stem)
+    assert page.missing() == []
+    end = page.run()
+    assert end["kind"] == "execution_success", end
+    for kind in {"PreviewImage", "MaskPreview"} & {node["type"] for node in workflow["nodes"]}:
+        shown = page.pictures(kind)
+        assert all(images and all(min(size) > 0 for size in images) for images in shown), (kind, shown)
 
 
 @pytest.mark.parametrize("path", HELP, ids=lambda path: path.stem)
