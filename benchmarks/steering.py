@@ -12,11 +12,12 @@ given, in [0, 1]; times are those of the whole prompt, in ComfyUI's own clock.
 
 from __future__ import annotations
 
+import copy
 import random
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,8 +69,8 @@ class Result(NamedTuple):
     seconds: tuple[float, float]
 
 
-def prompt_of(asked: Asked, given: Any, way: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """The prompts without and with steering, and with the other prompt alone."""
+def prompts_of(asked: Asked, given: Any, ways: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The prompts without steering, with the other prompt alone, and by each way."""
     from comfyui import graphs
 
     plain = {**graphs.sampled(seed=asked.seed, steps=given.steps, **SAMPLER)}
@@ -77,19 +78,21 @@ def prompt_of(asked: Asked, given: Any, way: str) -> tuple[dict[str, Any], dict[
     plain["head"]["inputs"]["head"] = HEADS[given.head]
     plain["picture"] = graphs.node("VAEDecode", samples=["latent", 0], vae=["world", 2])
     plain["save picture"] = graphs.save(["picture", 0], "picture")
-    steered = {name: {**node, "inputs": dict(node["inputs"])} for name, node in plain.items()}
     links = {"model": ["world", 0], "clip": ["world", 1], "head": ["head", 0]}
-    settings = {"after": given.after, "refresh": 0, "threshold": 0.5, "grow": given.grow, "way": way}
-    steered["steer"] = graphs.node("LDZNetSteer", **links, regions=f"{asked.phrase} => {asked.other}", **settings)
-    steered["latent"]["inputs"]["model"] = ["steer", 0]
-    steered["found"] = graphs.node("LDZNetSteered", latent=["latent", 0], steering=["steer", 1])
-    steered["save mask"] = graphs.save(["found", 0], "mask")
-    other = {name: {**node, "inputs": dict(node["inputs"])} for name, node in plain.items()}
-    other["positive"]["inputs"]["text"] = asked.other
-    phrase = asked.other.removeprefix("a photo of ").partition(" on ")[0]
-    other["segment"] = graphs.segment(phrase)
-    other["save mask"] = graphs.save(["segment", 0], "mask")
-    return plain, steered, other
+    settings = {"after": given.after, "refresh": 0, "threshold": 0.5, "grow": given.grow}
+    found = {"before": plain, "other": copy.deepcopy(plain)}
+    found["other"]["positive"]["inputs"]["text"] = asked.other
+    found["other"]["head"]["inputs"]["head"] = HEADS["tiny"]
+    found["other"]["segment"] = graphs.segment(asked.other.removeprefix("a photo of ").partition(" on ")[0])
+    found["other"]["save mask"] = graphs.save(["segment", 0], "mask")
+    for way in ways:
+        found[way] = steered = copy.deepcopy(plain)
+        lines = f"{asked.phrase} => {asked.other}"
+        steered["steer"] = graphs.node("LDZNetSteer", **links, regions=lines, **settings, way=way)
+        steered["latent"]["inputs"]["model"] = ["steer", 0]
+        steered["found"] = graphs.node("LDZNetSteered", latent=["latent", 0], steering=["steer", 1])
+        steered["save mask"] = graphs.save(["found", 0], "mask")
+    return found
 
 
 def ran(server: Any, prompt: dict[str, Any]) -> float:
@@ -103,17 +106,20 @@ def ran(server: Any, prompt: dict[str, Any]) -> float:
     return (times["execution_success"] - times["execution_start"]) / 1000
 
 
-def results(server: Any, given: Any, way: str) -> Iterator[tuple[Asked, Result]]:
-    """Each seed."""
+def results(server: Any, given: Any, ways: Sequence[str]) -> dict[str, list[tuple[Asked, Result]]]:
+    """Each seed, by each way."""
+    found: dict[str, list[tuple[Asked, Result]]] = {way: [] for way in ways}
     for seed in range(given.first, given.first + given.seeds):
-        asked, parts, seconds = Asked.of(seed), [], []
-        for prompt in prompt_of(asked, given, way):
-            seconds.append(ran(server, prompt))
-            parts.append(server.saved("picture")[0][0])
+        asked, pictures, regions, seconds = Asked.of(seed), {}, {}, {}
+        for name, prompt in prompts_of(asked, given, ways).items():
+            seconds[name] = ran(server, prompt)
+            pictures[name] = server.saved("picture")[0][0]
             if "save mask" in prompt:
-                parts.append(masks.grow(server.saved("mask")[0], given.grow)[0])
-        before, after, region, other, thing = parts
-        yield asked, Result(before, after, other, region, thing, (seconds[0], seconds[1]))
+                regions[name] = masks.grow(server.saved("mask")[0], given.grow)[0]
+        for way in ways:
+            parts = pictures["before"], pictures[way], pictures["other"], regions[way], regions["other"]
+            found[way].append((asked, Result(*parts, (seconds["before"], seconds[way]))))
+    return found
 
 
 def row(classifier: Namer, found: list[tuple[Asked, Result]]) -> Row:
@@ -164,11 +170,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         server = host.Server(Path(folder))
         try:
-            ways = [given.way] if given.way else WAYS
-            rows = ((way, row(classifier, list(results(server, given, way)))) for way in ways)
-            report(rows, given.json)
+            found = results(server, given, [given.way] if given.way else WAYS)
         finally:
             server.stop()
+    report(((way, row(classifier, pairs)) for way, pairs in found.items()), given.json)
 
 
 if __name__ == "__main__":

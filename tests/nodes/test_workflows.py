@@ -77,3 +77,16 @@ def test_links_start_and_end_at_the_ports_that_they_name(path: Path) -> None:
         assert link in nodes[source]["outputs"][output]["links"]
         assert nodes[target]["inputs"][port]["link"] == link
         assert kind == nodes[source]["outputs"][output]["type"]
+
+
+@pytest.mark.parametrize("path", PRESENT, ids=lambda path: path.stem)
+def test_app_mode_shows_what_people_change_and_what_comes_out(path: Path, infos: dict[str, Any]) -> None:
+    """The page keeps an app's inputs and outputs as node ids and names of widgets, under extra.linearData."""
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    nodes, chosen = {node["id"]: node for node in stored["nodes"]}, stored["extra"]["linearData"]
+    for number, name in chosen["inputs"]:
+        kind = nodes[number]["type"]
+        known = {"KSampler": ["seed", "denoise"], "CLIPTextEncode": ["text"], "LoadImage": ["image"]}.get(kind)
+        assert name in (known or page.widgets_of(infos[kind])), (kind, name)
+    assert {nodes[number]["type"] for number in chosen["outputs"]} == {"PreviewImage"}
+    assert any(nodes[number]["type"].startswith("LDZNet") for number, _ in chosen["inputs"])
