@@ -17,8 +17,9 @@ from torch import Tensor
 
 from .attention import AttentionConfig, CapturedAttention, CapturedTexts
 from .attention.config import blocks_at
-from .attention.prompts import Tokenize, spoken
-from .attention.reading import Attention, reading_attention
+from .attention.prompts import Rows as TextRows
+from .attention.prompts import Texts, Tokenize, spoken_in
+from .attention.reading import Attention, Reader, reading_attention
 from .clip_bpe import CONTEXT_LENGTH
 from .config import HeadConfig
 from .contracts import TapSpec
@@ -94,11 +95,14 @@ class Run:
 
 
 class Typed(NamedTuple):
-    """A prompt as a user typed it, encoded: its context, and its token ids by position (-1 for none)."""
+    """A prompt as a user typed it, encoded: its context, and its token ids by position (-1 for none).
+
+    `tokens` are the host's own, for a host whose network reads other rows than those of the context."""
 
     context: Float[Tensor, "1 n d"]
     ids: Sequence[int]
     text: str = ""
+    tokens: Any = None
 
 
 class Capture:
@@ -147,7 +151,7 @@ class Capture:
             run.keep(step, distance, kept)
         return answer
 
-    def returned(self, samples: Float[Tensor, "b 4 h w"]) -> list[Run]:
+    def returned(self, samples: Float[Tensor, "b c h w"]) -> list[Run]:
         """The runs that returned `samples`, in the scale of the host's own latents; the latest last."""
         return [run for run in self.done.values() if any(same(samples, known) for known in run.samples)]
 
@@ -172,10 +176,12 @@ class AttentionCapture(Capture):
 
     Of each step the first call counts: guidance that disturbs the attention calls again."""
 
-    def __init__(self, model: Any, config: AttentionConfig, specs: Mapping[str, TapSpec]) -> None:
-        """Of what a head of `config` reads in a host with `specs`."""
+    def __init__(
+        self, model: Any, config: AttentionConfig, specs: Mapping[str, TapSpec], reader: Reader = reading_attention
+    ) -> None:
+        """Of what a head of `config` reads in a host with `specs`, with the host's `reader`."""
         super().__init__(model, (ATTENTION,), config.timestep)
-        self.config, self.specs = config, specs
+        self.config, self.specs, self.reader = config, specs, reader
         self.cross_blocks = blocks_at((*config.coarse, *config.fine), specs)
         self.self_blocks = blocks_at(config.self_attention, specs) if config.steps else ()
 
@@ -196,7 +202,7 @@ class AttentionCapture(Capture):
             return torch.cat([output.chunk(len(keys))[i] for i in positive])
 
         self_blocks = self.self_blocks if shares and self._fits(size) else ()
-        with reading_attention(unet, self.cross_blocks, self_blocks, self.specs, size, False, choose) as attention:
+        with self.reader(unet, self.cross_blocks, self_blocks, self.specs, size, False, choose) as attention:
             yield kept
         if set(attention.cross) != set(self.cross_blocks):
             return
@@ -213,35 +219,41 @@ class AttentionCapture(Capture):
         return all(height * width <= self.config.most_positions for height, width in grids)
 
     def of_prompts(
-        self, run: Run, prompts: Sequence[Typed], phrases: Sequence[str], tokenize: Tokenize
+        self, run: Run, prompts: Sequence[Typed], phrases: Sequence[str], tokenize: Texts | Tokenize
     ) -> CapturedTexts | None:
         """What `run` shows of those of `phrases` that stand in `prompts`; None where it was made with none of them.
 
         A phrase that stands in several texts is read from the first.
         """
+        texts = tokenize if isinstance(tokenize, Texts) else Texts.of_clip(tokenize)
         parts: list[CapturedAttention] = []
         left = list(phrases)
         for key, places in run.texts_of(prompts).items():
             if key in run.means:
-                prompt = spoken(_ids(places, run.contexts[key].shape[1]), left, tokenize)
-                parts.append(CapturedAttention(self.attention(run, key), prompt, run.size))
+                attention = self.attention(run, key, texts)
+                prompt = spoken_in(_rows(places, run.contexts[key], attention, texts), left, texts.spellings)
+                parts.append(CapturedAttention(attention, prompt, run.size))
                 left = [phrase for phrase in left if phrase not in prompt.phrases]
         return CapturedTexts(tuple(parts)) if parts else None
 
-    def attention(self, run: Run, key: Any) -> Attention:
+    def attention(self, run: Run, key: Any, texts: Texts | None = None) -> Attention:
         """What a text was seen to attend to in each picture of the batch."""
         cross, links = (
             {name: maps.float() for name, maps in parts.get(key, {}).items()} for parts in (run.means, run.rows)
         )
-        return Attention({name: _folded(maps, run.contexts[key].shape[1]) for name, maps in cross.items()}, links)
+        if texts is None or texts.placed is None:
+            cross = {name: _folded(maps, run.contexts[key].shape[1]) for name, maps in cross.items()}
+        return Attention(cross, links)
 
 
-def capture_for(config: HeadConfig | AttentionConfig, model: Any, specs: Mapping[str, TapSpec]) -> Capture:
+def capture_for(
+    config: HeadConfig | AttentionConfig, model: Any, specs: Mapping[str, TapSpec], reader: Reader = reading_attention
+) -> Capture:
     """An empty capture of what a head of `config` reads in a host with `specs`: taps of the step nearest its timestep,
-    or the attention of all steps."""
+    or the attention of all steps, with the host's `reader`."""
     if isinstance(config, HeadConfig):
         return Capture(model, list(config.tap_specs), config.timestep)
-    return AttentionCapture(model, config, specs)
+    return AttentionCapture(model, config, specs, reader)
 
 
 def same(samples: Tensor, known: Tensor) -> bool:
@@ -257,6 +269,16 @@ def _places(context: Float[Tensor, "1 n d"], prompts: Sequence[Typed]) -> dict[i
             if same(context[:, start : start + prompt.context.shape[1]], prompt.context):
                 found.setdefault(start, prompt)
     return found
+
+
+def _rows(places: Mapping[int, Typed], context: Float[Tensor, "1 n d"], attention: Attention, texts: Texts) -> TextRows:
+    """Token ids by row of the text that a network was given, for each of its tokenizers."""
+    if texts.placed is None:
+        return [_ids(places, context.shape[1])]
+    whole = places.get(0)
+    if whole is None or whole.context.shape[1] != context.shape[1]:  # several texts, one after the other
+        return [[] for _ in texts.spellings]
+    return texts.placed(whole.tokens, next(iter(attention.cross.values())).shape[1])
 
 
 def _ids(places: Mapping[int, Typed], length: int) -> list[int]:

@@ -134,6 +134,11 @@ class HeadConfig:
         return self.unet.in_channels
 
     @property
+    def pixels_per_latent(self) -> int:
+        """The side of a latent pixel in the picture."""
+        return PIXELS_PER_LATENT
+
+    @property
     def calibrated(self) -> bool:
         """Scores are probabilities: of the phrase's presence, or of the mask's peak."""
         return True

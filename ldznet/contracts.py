@@ -17,19 +17,21 @@ from torch import Tensor, nn
 from .errors import InputError
 from .shapes import Float, Int
 
-STAGES = ("input", "middle", "output")
+STAGES = ("input", "middle", "output", "joint")  # of a UNet; of a transformer
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A UNet block in LDM numbering, as in ComfyUI's `transformer_options["block"]`. `str()` gives "input.8"."""
+    """A UNet block in LDM numbering, as in ComfyUI's `transformer_options["block"]`, or one of a transformer's blocks.
+
+    `str()` gives "input.8" or "joint.3"."""
 
     stage: str
     index: int
 
     @classmethod
     def parse(cls, name: str) -> Block:
-        """Block from its name, "input.8", "middle.0" or "output.5"; raises InputError on anything else."""
+        """Block from its name, "input.8", "middle.0", "output.5" or "joint.3"; raises InputError on anything else."""
         stage, _, index = str(name).partition(".")
         if stage not in STAGES or not index.isdecimal():
             raise InputError(f'Expected a block such as "input.8", "middle.0" or "output.5", got "{name}".')
@@ -40,7 +42,7 @@ class Block:
 
     @property
     def order(self) -> tuple[int, int]:
-        """Sorts blocks in the order in which a UNet runs them."""
+        """Sorts blocks in the order in which a network runs them."""
         return STAGES.index(self.stage), self.index
 
 
@@ -54,7 +56,10 @@ class TapSpec(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A kind of diffusion model: how people call it, the width of its published contexts, and what reads it."""
+    """A kind of diffusion model: how people call it, the width of its published contexts, and what reads it.
+
+    The width tells UNets apart; of transformers it is 0.
+    """
 
     title: str
     context_dim: int
@@ -66,9 +71,18 @@ FAMILIES: dict[str, Family] = {  # by `Host.family`; the constants of each for t
     "sd1": Family("SD 1.x", 768, True),
     "sd2": Family("SD 2.x", 1024, False),
     "sdxl": Family("SDXL", 2048, False),
+    "sd3": Family("SD 3", 0, False),
+    "flux": Family("Flux.1", 0, False),
+    "flux2": Family("Flux.2", 0, False),
+    "chroma": Family("Chroma", 0, False),
+    "qwen": Family("Qwen-Image", 0, False),
+    "lumina2": Family("Lumina 2", 0, False),
+    "zimage": Family("Z-Image", 0, False),
+    "krea2": Family("Krea 2", 0, False),
+    "anima": Family("Anima", 0, False),
 }
 PUBLISHED_WIDTHS: dict[int, str] = {  # titles by context width; the tiny world's may be any toy's
-    **{family.context_dim: family.title for name, family in FAMILIES.items() if name != "tiny"},
+    **{family.context_dim: family.title for name, family in FAMILIES.items() if family.context_dim and name != "tiny"},
     1280: "SDXL's refiner",  # which nothing here reads
 }
 
@@ -103,11 +117,11 @@ class Host(Protocol):
     @property
     def dtype(self) -> torch.dtype: ...
 
-    def encode_image(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 4 h/8 w/8"]:
+    def encode_image(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c _ _"]:
         """Model-space latents (times the scale factor) of `pixels` in [-1, 1]: the mode of the VAE's posterior."""
         ...
 
-    def decode_latents(self, latents: Float[Tensor, "b 4 h w"]) -> Float[Tensor, "b 3 8*h 8*w"]:
+    def decode_latents(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
         """`pixels` in [-1, 1] of model-space latents."""
         ...
 
@@ -116,14 +130,14 @@ class Host(Protocol):
         ...
 
     def add_noise(
-        self, latents: Float[Tensor, "b 4 h w"], noise: Float[Tensor, "b 4 h w"], timesteps: Int[Tensor, " b"]
-    ) -> Float[Tensor, "b 4 h w"]:
+        self, latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], timesteps: Int[Tensor, " b"]
+    ) -> Float[Tensor, "b c h w"]:
         """Latents noised to `timesteps` (0..999) by the model's own schedule."""
         ...
 
     def extract(
         self,
-        latents: Float[Tensor, "b 4 h w"],
+        latents: Float[Tensor, "b c h w"],
         timesteps: Int[Tensor, " b"],
         context: Float[Tensor, "b n d"],
         blocks: Sequence[str],
@@ -168,7 +182,7 @@ class AttentionHost(Host, Protocol):
 
     def observe(
         self,
-        latents: Float[Tensor, "b 4 h w"],
+        latents: Float[Tensor, "b c h w"],
         timesteps: Int[Tensor, " b"],
         conditioning: Conditioning,
         observer: Observer[T],
@@ -177,10 +191,23 @@ class AttentionHost(Host, Protocol):
         ...
 
 
+@runtime_checkable
+class JointHost(AttentionHost, Protocol):
+    """A host whose network is a transformer that reads text and picture together, in latents of its own kind."""
+
+    @property
+    def latent_channels(self) -> int: ...
+
+    @property
+    def pixels_per_latent(self) -> int:
+        """The side of a latent pixel in the picture."""
+        ...
+
+
 class Captured(Protocol):
     """What a sampler's own passes left of the pictures that are segmented now: taps, or attention. A row a picture."""
 
-    def fitted_to(self, config: Any, latents: Float[Tensor, "b 4 h w"]) -> Captured:
+    def fitted_to(self, config: Any, latents: Float[Tensor, "b c h w"]) -> Captured:
         """The same at the size of the clean `latents`, for a head of `config`; raises InputError where it is not of
         these latents or lacks what the head reads."""
         ...
@@ -207,13 +234,13 @@ class Head(Protocol):
     def segment(
         self,
         host: Host,
-        latents: Float[Tensor, "b 4 h w"] | None,
+        latents: Float[Tensor, "b c h w"] | None,
         phrases: Sequence[str],
         *,
         timestep: int,
         seed: int,
         captured: Captured | None = None,
-        pixels: Float[Tensor, "b 3 8*h 8*w"] | None = None,
+        pixels: Float[Tensor, "b 3 _ _"] | None = None,
     ) -> tuple[Float[Tensor, "b p H W"], Float[Tensor, "b p"]]:
         """Logits and scores in [0, 1] of every phrase in every picture, from clean model-space `latents`.
 

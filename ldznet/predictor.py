@@ -22,7 +22,7 @@ from .errors import InputError
 from .images import Picture, Range, require_dense, require_finite, resize
 from .phrases import read, terms_of
 from .segmentation import Segmentation
-from .shapes import PIXELS_PER_LATENT, Float, Size, fit_area, round_to_multiple
+from .shapes import Float, Size, fit_area, round_to_multiple
 
 RESOLUTIONS = ("head", "native")
 MOST_TEXTS = 64  # encoded at once
@@ -83,17 +83,18 @@ class Predictor:
         return latents
 
     def set_latents(
-        self, latents: Float[Tensor, "b 4 h w"], size: Size | None = None, captured: Captured | None = None
+        self, latents: Float[Tensor, "b c h w"], size: Size | None = None, captured: Captured | None = None
     ) -> None:
-        """Model-space latents, as a generator made them; the VAE is not touched. `size` is the image's (height, width),
-        8 times the latents' if None. What was `captured` while these latents were made spares `predict` the UNet."""
+        """Model-space latents, as a generator made them; the VAE is not touched. `size` is the image's (height, width);
+        if None, the latents' own. What was `captured` while these latents were made spares `predict` the UNet."""
         if self.config.takes_pixels:
             raise InputError("Expected an image: this head (RGBNet) reads pixels, not latents. Call set_image.")
         latents = _checked_latents(latents, self.config.in_channels)
-        full = (latents.shape[2] * PIXELS_PER_LATENT, latents.shape[3] * PIXELS_PER_LATENT)
+        cell = self.config.pixels_per_latent
+        full = (latents.shape[2] * cell, latents.shape[3] * cell)
         size = full if size is None else _checked_size(size)
         height, width = self._network_size(full) if self.resolution == "head" else full
-        latents = resize(latents, (height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)).to(self.host.device)
+        latents = resize(latents, (height // cell, width // cell)).to(self.host.device)
         captured = None if captured is None else captured.fitted_to(self.config, latents)
         self._count, self._size = len(latents), size
         self._latents, self._pixels, self._captured = latents, None, captured
@@ -196,10 +197,11 @@ class Predictor:
         return round(low + (high - low) * (member + 0.5) / self.ensemble)
 
     def _network_size(self, size: Size) -> Size:
+        cell = self.config.pixels_per_latent
         if self.resolution == "native":
-            return round_to_multiple(size[0], PIXELS_PER_LATENT), round_to_multiple(size[1], PIXELS_PER_LATENT)
+            return round_to_multiple(size[0], cell), round_to_multiple(size[1], cell)
         height, width = self.config.latent_grid
-        return fit_area(size, height * width * PIXELS_PER_LATENT**2, self.config.size_multiple)
+        return fit_area(size, height * width * cell**2, self.config.size_multiple)
 
 
 def _is_whole(value: Any) -> bool:

@@ -36,6 +36,7 @@ class Segmented:
     offset: Size = (0, 0)
     notes: tuple[str, ...] = ()  # how it was made, where that is to be said
     threshold: float = 0.5  # of the node that segmented: what the nodes after it follow unless they have their own
+    cell: int = PIXELS_PER_LATENT  # the side of a latent pixel in the picture, which VAE Encode cuts to multiples of
     picture: UInt8[Tensor, "b 3 h w"] | None = None  # `small`, of what was segmented: to be seen below the masks
 
     def remarks(self) -> list[str]:
@@ -69,11 +70,11 @@ class Segmented:
         if size == self.size:
             return self
         for larger, smaller, sign in ((size, self.size, 1), (self.size, size, -1)):
-            cut, (top, left) = _cut(larger)
+            cut, (top, left) = _cut(larger, self.cell)
             if cut == smaller:
                 offset = (self.offset[0] + sign * top, self.offset[1] + sign * left)
                 return dataclasses.replace(self, size=size, offset=offset)
-        _require_aspect(size, self.size, "Connect the image that was segmented.")
+        _require_aspect(size, self.size, self.cell, "Connect the image that was segmented.")
         across, down = size[1] / self.size[1], size[0] / self.size[0]
         inner = (round(self.result.size[0] * down), round(self.result.size[1] * across))
         offset = (round(self.offset[0] * down), round(self.offset[1] * across))
@@ -133,57 +134,64 @@ def small(pictures: Float[Tensor, "b 3 h w"] | None) -> UInt8[Tensor, "b 3 H W"]
     return (reduced.clamp(0, 1) * 255).round().to("cpu", torch.uint8)
 
 
-def vae_latents_of(latent: Any) -> Float[Tensor, "b 4 h w"]:
-    """The samples of a LATENT; raises InputError for video, audio and nested latents, NaN and infinity."""
+def vae_latents_of(latent: Any) -> Float[Tensor, "b c h w"]:
+    """The samples of a LATENT, pictures that are one frame each included; raises InputError for video, audio and nested
+    latents."""
     samples = latent["samples"]
+    if not getattr(samples, "is_nested", False) and samples.ndim == 5 and samples.shape[2] == 1:
+        return samples[:, :, 0]
     if getattr(samples, "is_nested", False) or samples.ndim != 4:
         shape = "nested latents" if getattr(samples, "is_nested", False) else f"{tuple(samples.shape)}"
         raise InputError(
-            f"Expected latents of pictures, b 4 h w, got {shape}: video or sound. Connect an SD 1.x latent. "
-            "(socket: latent)"
+            f"Expected latents of pictures, b c h w, got {shape}: video or sound. Connect a picture's latent, or "
+            "one frame's. (socket: latent)"
         )
     return samples
 
 
-def require_latents(head: Any, vae_latents: Float[Tensor, "b c h w"] | None = None) -> None:
+def require_latents(config: Any, vae_latents: Float[Tensor, "b c h w"] | None = None) -> None:
     """Raises InputError for a head that reads pixels, where latents alone are at hand, and for another model's latents.
 
-    As far as their channels tell: 4 for every Stable Diffusion up to SDXL, 16 for Flux and Z-Image.
+    `config` is the head's, fitted to the model where there are latents: these are told by their channels, 4 for every
+    Stable Diffusion up to SDXL, 16 for Flux and Z-Image.
     """
-    if head.config.takes_pixels:
+    if config.takes_pixels:
         raise InputError(
             "Expected a head that reads latents, got one (RGBNet) that reads pixels. Give Segment by Text an image and "
             "a vae in the place of the latent, or load another head. (socket: head)"
         )
-    if vae_latents is not None and vae_latents.shape[1] != head.config.in_channels:
+    if vae_latents is not None and vae_latents.shape[1] != config.in_channels:
         raise InputError(
-            f"Expected a latent of {head.config.in_channels} channels, as the model's own, got {vae_latents.shape[1]}: "
+            f"Expected a latent of {config.in_channels} channels, as the model's own, got {vae_latents.shape[1]}: "
             "another model's. Give the picture itself as image, with this model's vae, in the place of the latent. "
             "(socket: latent)"
         )
 
 
-def frame(latents: Float[Tensor, "b 4 h w"], image: Float[Tensor, "b h w c"] | None) -> tuple[Size, Size, Size]:
+def frame(
+    latents: Float[Tensor, "b c h w"], image: Float[Tensor, "b h w c"] | None, cell: int = PIXELS_PER_LATENT
+) -> tuple[Size, Size, Size]:
     """(size to segment at, size of the picture, offset in it) of latents, with the picture they come from if any.
 
-    A picture of another size gives the mask its size. Raises InputError for one of another aspect than the latents'.
+    `cell` pixels are a latent pixel high and wide. A picture of another size gives the mask its size. Raises InputError
+    for one of another aspect than the latents'.
     """
-    inner = (latents.shape[2] * PIXELS_PER_LATENT, latents.shape[3] * PIXELS_PER_LATENT)
+    inner = (latents.shape[2] * cell, latents.shape[3] * cell)
     if image is None:
         return inner, inner, (0, 0)
     _require_images(image, latents.shape[0], "Connect the image that the latent was made from.")
     size = (image.shape[1], image.shape[2])
-    cut, offset = _cut(size)
+    cut, offset = _cut(size, cell)
     if cut == inner:
         return inner, size, offset
-    _require_aspect(size, inner, "Connect the image that the latent was made from, or none.")
+    _require_aspect(size, inner, cell, "Connect the image that the latent was made from, or none.")
     return size, size, (0, 0)
 
 
-def _cut(size: Size) -> tuple[Size, Size]:
+def _cut(size: Size, cell: int) -> tuple[Size, Size]:
     """What ComfyUI's VAE Encode leaves of a picture of `size`, and its offset (top, left) in it."""
     height, width = size
-    left_over = (height % PIXELS_PER_LATENT, width % PIXELS_PER_LATENT)
+    left_over = (height % cell, width % cell)
     return (height - left_over[0], width - left_over[1]), (left_over[0] // 2, left_over[1] // 2)
 
 
@@ -195,10 +203,11 @@ def _require_images(image: Any, count: int, advice: str) -> None:
         raise InputError(f"Expected {wanted}, got {image.shape[0]}. {advice} (socket: image)")
 
 
-def _require_aspect(size: Size, inner: Size, advice: str) -> None:
-    """Raises InputError unless a picture of `size`, scaled, could be cut to `inner`: up to 7 pixels of each side go."""
+def _require_aspect(size: Size, inner: Size, cell: int, advice: str) -> None:
+    """Raises InputError unless a picture of `size`, scaled, could be cut to `inner`: less than a cell of each side
+    goes."""
     (height, width), (high, wide) = size, inner
-    if height * wide > width * (high + PIXELS_PER_LATENT) or width * high > height * (wide + PIXELS_PER_LATENT):
+    if height * wide > width * (high + cell) or width * high > height * (wide + cell):
         raise InputError(
             f"Expected an image of {high} x {wide} (height x width) or of that aspect, got {height} x {width}. "
             f"{advice} (socket: image)"

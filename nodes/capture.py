@@ -39,7 +39,7 @@ from ._schema import (
     threshold_input,
 )
 from .prompts import prompts_in
-from .segment import at_rest, expanded
+from .segment import at_rest, expanded, segmented
 
 EMPTY = "every phrase of the prompt"
 
@@ -77,13 +77,13 @@ class CaptureWhileSampling(io.ComfyNode):
     def execute(cls, model: Any, head: Any = None) -> Any:
         """A clone of the model that captures, and the capture that its samplers will fill. The given model stays as
         it is."""
-        from ..ldznet.hosts import comfyui
+        from ..ldznet.hosts import comfyui, comfyui_joint
 
         head = head or comfyui.attention_head(model)
         with socket("head"):
-            host = comfyui.ComfyHost(model)
+            host = comfyui_joint.host_of(model)
             config = Predictor(host, head.running()).config  # raises if the head does not fit
-        require_latents(head)
+        require_latents(config)
         captured_model, capture = comfyui.capturing(host, config)
         capture.head = head
         return io.NodeOutput(captured_model, capture)
@@ -181,16 +181,16 @@ class InnerCaptured(io.ComfyNode):
         prompts: Sequence[Typed] | None = None,
     ) -> Any:
         """The soft maps, remembered by the run, the CLIP and the texts that they were made of."""
-        from ..ldznet.hosts import comfyui
+        from ..ldznet.hosts import comfyui, comfyui_joint
 
         samples, head = vae_latents_of(latent), head or capture.head
-        require_latents(head)
+        require_latents(head.config)
         require_blocks(capture, [ATTENTION] if head.reads_attention else list(head.config.tap_specs))
         run = run_of(capture, samples)
         said = [comfyui.typed(clip, prompt)] if prompt else list(prompts or [])
 
         def make() -> Segmented:
-            host = comfyui.ComfyHost(capture.model, clip)
+            host = comfyui_joint.host_of(capture.model, clip)
             with socket("head"):
                 predictor = Predictor(host, head.running(), progress=comfyui.Progress())
             used = said_in(run, said)
@@ -204,7 +204,7 @@ class InnerCaptured(io.ComfyNode):
             return captured_maps(predictor, seen, phrases, samples)
 
         key = (text, *(typed.text for typed in said))
-        return io.NodeOutput(head.memo.get([run or capture, clip, samples], key, make))
+        return io.NodeOutput(head.memo.get([run or capture, clip, latent["samples"]], key, make))
 
 
 def _prompts_input() -> Any:
@@ -212,7 +212,7 @@ def _prompts_input() -> Any:
 
 
 def captured_maps(
-    predictor: Predictor, seen: Seen, phrases: Sequence[str], vae_latents: Float[Tensor, "b 4 h w"]
+    predictor: Predictor, seen: Seen, phrases: Sequence[str], vae_latents: Float[Tensor, "b c h w"]
 ) -> Segmented:
     """Segments the latents (before the scale factor) of a sampler by what was `seen` of its run, else by passes."""
     from ..ldznet.hosts import comfyui
@@ -223,6 +223,6 @@ def captured_maps(
         predictor.set_latents(latents, captured=seen.captured)
     with socket("text"):
         result = predictor.predict(phrases)
-    _, size, offset = frame(vae_latents, None)
+    _, size, offset = frame(vae_latents, None, predictor.config.pixels_per_latent)
     picture = small(comfyui.colours_of(host.model, latents))
-    return Segmented(at_rest(result, comfyui.outputs_device()), size, offset, tuple(seen.notes), picture=picture)
+    return segmented(predictor, at_rest(result, comfyui.outputs_device()), size, offset, seen.notes, picture=picture)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..ldznet.errors import InputError
 from ..ldznet.predictor import RESOLUTIONS, Predictor
 from ..ldznet.segmentation import Segmentation
-from ..ldznet.shapes import Float
+from ..ldznet.shapes import Float, Size
 from ._boundary import PREVIEW, Segmented, frame, guide_of, mask_of, require_latents, small, socket, vae_latents_of
 from ._phrases import read_phrases
 from ._schema import (
@@ -170,37 +170,36 @@ class InnerSegment(io.ComfyNode):
         head: Any = None,
     ) -> Any:
         """The soft maps, remembered by everything that they were made of."""
-        from ..ldznet.hosts import comfyui
+        from ..ldznet.hosts import comfyui, comfyui_joint
 
         samples = None if latent is None else vae_latents_of(latent)
         settings: dict[str, Any] = {"seed": seed, "ensemble": ensemble, "resolution": resolution}
 
         def make() -> Segmented:
             with socket("head"):
-                host = comfyui.ComfyHost(model, clip, vae)
+                host = comfyui_joint.host_of(model, clip, vae)
                 predictor = Predictor(host, head.running(), progress=comfyui.Progress(), **settings)
-            return soft_maps(predictor, head, read_phrases(text), samples, image)
+            return soft_maps(predictor, read_phrases(text), samples, image)
 
         head = head or comfyui.attention_head(model)
         key = (text, *settings.values())
-        return io.NodeOutput(head.memo.get([model, clip, vae, samples, image], key, make))
+        return io.NodeOutput(head.memo.get([model, clip, vae, latent and latent["samples"], image], key, make))
 
 
 def soft_maps(
     predictor: Predictor,
-    head: Any,
     phrases: Sequence[str],
-    vae_latents: Float[Tensor, "b 4 h w"] | None,
+    vae_latents: Float[Tensor, "b c h w"] | None,
     image: Float[Tensor, "b h w c"] | None,
 ) -> Segmented:
-    """Segments latents before the scale factor, or the image where there are none, with a predictor for `head`."""
+    """Segments latents before the scale factor, or the image where there are none."""
     from ..ldznet.hosts import comfyui
 
     host: Any = predictor.host
     if vae_latents is not None:
-        require_latents(head, vae_latents)
+        require_latents(predictor.config, vae_latents)
         with socket("latent"):
-            inner, size, offset = frame(vae_latents, image)
+            inner, size, offset = frame(vae_latents, image, predictor.config.pixels_per_latent)
             latents = comfyui.model_space(host.model, vae_latents)
             predictor.set_latents(latents, size=inner)
         picture = comfyui.colours_of(host.model, latents) if image is None else guide_of(image)
@@ -213,7 +212,17 @@ def soft_maps(
         size, offset = (image.shape[1], image.shape[2]), (0, 0)
     with socket("text"):
         result = predictor.predict(phrases)
-    return Segmented(at_rest(result, comfyui.outputs_device()), size, offset, picture=small(picture))
+    return segmented(predictor, at_rest(result, comfyui.outputs_device()), size, offset, picture=small(picture))
+
+
+def segmented(
+    predictor: Predictor, result: Segmentation, size: Size, offset: Size, notes: Sequence[str] = (), **more: Any
+) -> Segmented:
+    """What a segmenting node hands on; of a transformer, with a line that says what was read of it."""
+    described = getattr(predictor.host, "described", None)
+    told = [] if described is None else [described(predictor.config)]
+    cell = predictor.config.pixels_per_latent
+    return Segmented(result, size, offset, (*notes, *told), cell=cell, **more)
 
 
 class InnerMasks(io.ComfyNode):

@@ -36,7 +36,7 @@ class CapturedAttention:
         """Those that need no further pass."""
         return self.prompt.phrases
 
-    def fitted_to(self, config: AttentionConfig, latents: Float[Tensor, "b 4 h w"]) -> CapturedAttention:
+    def fitted_to(self, config: AttentionConfig, latents: Float[Tensor, "b c h w"]) -> CapturedAttention:
         """Itself: its maps are resized where they are read. Raises InputError for another number of pictures."""
         pictures = len(next(iter(self.attention.cross.values()), latents))
         if pictures != len(latents):
@@ -61,7 +61,7 @@ class CapturedAttention:
         return dataclasses.replace(self, attention=Attention(self.attention.cross, placed), latent_size=latent_size)
 
     def by_phrase(
-        self, config: AttentionConfig, specs: Mapping[str, TapSpec], latents: Float[Tensor, "b 4 h w"]
+        self, config: AttentionConfig, specs: Mapping[str, TapSpec], latents: Float[Tensor, "b c h w"]
     ) -> dict[str, tuple[Float[Tensor, "b h w"], Float[Tensor, " b"]]]:
         """Logits and scores of each phrase of the prompt, on the grid that a pass over `latents` would have."""
         if not self.prompt.phrases:
@@ -84,7 +84,7 @@ class CapturedTexts:
         """Those that need no further pass."""
         return tuple(phrase for part in self.parts for phrase in part.prompt.phrases)
 
-    def fitted_to(self, config: AttentionConfig, latents: Float[Tensor, "b 4 h w"]) -> CapturedTexts:
+    def fitted_to(self, config: AttentionConfig, latents: Float[Tensor, "b c h w"]) -> CapturedTexts:
         """Itself, as CapturedAttention."""
         return self._each(lambda part: part.fitted_to(config, latents))
 
@@ -101,7 +101,7 @@ class CapturedTexts:
         return self._each(lambda part: part.linked(links, latent_size))
 
     def by_phrase(
-        self, config: AttentionConfig, specs: Mapping[str, TapSpec], latents: Float[Tensor, "b 4 h w"]
+        self, config: AttentionConfig, specs: Mapping[str, TapSpec], latents: Float[Tensor, "b c h w"]
     ) -> dict[str, tuple[Float[Tensor, "b h w"], Float[Tensor, " b"]]]:
         """Logits and scores of each phrase, as CapturedAttention."""
         return {name: pair for part in self.parts for name, pair in part.by_phrase(config, specs, latents).items()}

@@ -1,15 +1,17 @@
 """Every constant of the training-free mask in one dataclass, with its source, and one of these per host family.
 
-Imports contracts and errors; the rest of this folder, the predictor's side and tests import it.
+Imports contracts, errors and shapes; the rest of this folder, the predictor's side and tests import it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from ..contracts import Block, Host, TapSpec
+from ..contracts import Block, Host, JointHost, TapSpec
 from ..errors import HostError
+from ..shapes import PIXELS_PER_LATENT
 
 COMMON_BACKGROUND = ("background", "ground", "grass", "tree", "building", "wall", "sky", "water", "road")
 
@@ -59,6 +61,8 @@ class AttentionConfig:
     latent_grid: tuple[int, int] = (64, 64)  # 512 px; iSeg. The image is brought to about this area
     size_multiple: int = 64  # pixels; so that every level halves evenly
     in_channels: int = 4
+    pixels_per_latent: int = PIXELS_PER_LATENT
+    source: str = "published"  # of the blocks that are read and of the timestep
     presence: Presence = Presence()
     most_positions: int = 16_384  # of self-attention: 128 x 128, a matrix of 1 GB in float32; ours
 
@@ -107,11 +111,67 @@ TINY = dataclasses.replace(  # benchmarks/attention.py chose what differs, on sc
 CONFIGS: dict[str, AttentionConfig] = {"tiny": TINY, "sd1": SD, "sd2": SD, "sdxl": SDXL}
 
 
-def config_for(family: str) -> AttentionConfig:
-    """The constants of a host's family. Raises HostError for one that has none."""
-    if family not in CONFIGS:
-        raise HostError(f'Expected a host of {", ".join(CONFIGS)}, got "{family}". Load a Stable Diffusion model.')
-    return CONFIGS[family]
+class Studied(NamedTuple):
+    """Of a family whose attention holds text and picture together: which of its `depth` blocks show where words are, at
+    which timestep, and who found that. A model of another depth is read in the middle third of its blocks."""
+
+    blocks: tuple[int, ...]
+    depth: int
+    timestep: int
+    source: str
+
+
+HALF = 500  # the timestep where nothing was published: half of a schedule before a model's shift
+CONCEPTS = "published: ConceptAttention, arXiv 2502.04320, and its code"
+STUDIED = {
+    "sd3": Studied((9,), 24, 260, "published: Seg4Diff, arXiv 2509.18096; t is its step 8 of 28, counted from the end"),
+    "flux": Studied((15, 16, 17, 18), 19, HALF, CONCEPTS),
+    "flux2": Studied((5, 6, 7), 8, HALF, CONCEPTS),
+    "chroma": Studied((15, 16, 17, 18), 19, HALF, "a guess: those of Flux.1, which this model was made from"),
+}
+GUESS = "a guess: nothing is published, so the middle third"
+
+
+def config_for(host: Host) -> AttentionConfig:
+    """The constants for a host, by its family. Raises HostError for one that has none."""
+    if isinstance(host, JointHost):
+        return joint_config(host)
+    if host.family not in CONFIGS:
+        raise HostError(f'Expected a host of {", ".join(CONFIGS)}, got "{host.family}". Load a Stable Diffusion model.')
+    return CONFIGS[host.family]
+
+
+def joint_config(host: JointHost) -> AttentionConfig:
+    """For a transformer: the blocks that were studied, or the middle third, all counting alike, and no propagation.
+
+    The text encoder's rows stay as they are (several of these networks normalise them), and the picture is brought to
+    about 1024 x 1024 pixels, where these models are at home; ours, as is the recipe for what is read.
+    """
+    blocks = [Block.parse(name) for name in host.specs]
+    stage = blocks[0].stage
+    depth = sum(block.stage == stage for block in blocks)
+    studied = STUDIED.get(host.family)
+    if studied is None or studied.depth != depth:
+        timestep = HALF if studied is None else studied.timestep
+        studied = Studied(tuple(range(depth // 3, max(1, depth - depth // 3))), depth, timestep, GUESS)
+    stride = next(iter(host.specs.values())).stride
+    places = tuple(f"{stride}/{stage}.{i}" for i in studied.blocks)
+    side = 1024 // host.pixels_per_latent
+    return dataclasses.replace(
+        SD,
+        coarse=places,
+        fine=(),
+        weights=(1.0, 0.0),
+        self_attention=places[-1:],
+        timestep=studied.timestep,
+        timestep_range=(max(1, studied.timestep - 100), min(999, studied.timestep + 100)),
+        rescaling=1.0,
+        steps=0,
+        latent_grid=(side, side),
+        in_channels=host.latent_channels,
+        pixels_per_latent=host.pixels_per_latent,
+        source=studied.source,
+    )
 
 
 def blocks_at(places: Sequence[str], specs: Mapping[str, TapSpec]) -> tuple[str, ...]:
@@ -127,7 +187,7 @@ def blocks_at(places: Sequence[str], specs: Mapping[str, TapSpec]) -> tuple[str,
         there = sorted((block for block in parsed if block.stage == stage), key=lambda block: block.order)
         chosen = there[int(index) : int(index) + 1] if index else there
         if not chosen:
-            raise HostError(f"Expected attention at {place}, got none there. Use an SD 1.x, SD 2.x or SDXL model.")
+            raise HostError(f"Expected attention at {place}, got none there. Use a model whose attention is read.")
         found.update(chosen)
     return tuple(str(block) for block in sorted(found, key=lambda block: block.order))
 

@@ -1,4 +1,4 @@
-"""The training-free head: a mask from the attention of whatever Stable Diffusion is loaded. Imports no host.
+"""The training-free head: a mask from the attention of whatever model is loaded. Imports no host.
 
 Keeps `contracts.Head`; the recipe is iSeg's propagation with GoCA's per-pixel rescaling: `attend` runs a pass,
 `finding.found_in` makes maps of what it shows, with the constants of `AttentionConfig`.
@@ -22,8 +22,8 @@ from .config import SD, AttentionConfig, blocks_at, config_for, require_readable
 from .denoising import RIVALS, gains
 from .finding import Found, found_in, grid_of, logits_of
 from .presence import MEASURES, score
-from .prompts import Prompt, prompts_of
-from .reading import Attention, reading_attention
+from .prompts import Prompt, prompts_of, texts_of
+from .reading import Attention, reader_of
 
 
 class AttentionHead(nn.Module):
@@ -39,7 +39,7 @@ class AttentionHead(nn.Module):
         if not isinstance(host, AttentionHost):
             name = type(host).__name__
             raise HostError(f"Expected a host that shows its attention, got {name}. Open a Stable Diffusion model.")
-        fitted = AttentionHead(self.given or config_for(host.family))
+        fitted = AttentionHead(self.given or config_for(host))
         require_readable(fitted.head_config, host)
         return fitted
 
@@ -47,13 +47,13 @@ class AttentionHead(nn.Module):
     def segment(
         self,
         host: Host,
-        latents: Float[Tensor, "b 4 h w"] | None,
+        latents: Float[Tensor, "b c h w"] | None,
         phrases: Sequence[str],
         *,
         timestep: int,
         seed: int,
         captured: Captured | None = None,
-        pixels: Float[Tensor, "b 3 8*h 8*w"] | None = None,
+        pixels: Float[Tensor, "b 3 _ _"] | None = None,
     ) -> tuple[Float[Tensor, "b p H W"], Float[Tensor, "b p"]]:
         """As `contracts.Head.segment`; logits are 0 at the configuration's threshold. `pixels` are not read.
 
@@ -90,7 +90,7 @@ class AttentionHead(nn.Module):
         noisy, size = host.add_noise(latents, noise, steps), (latents.shape[2], latents.shape[3])
         found: list[Found] = []
         links: dict[str, Tensor] = {}
-        for prompt in prompts_of(phrases, config, host.tokenize):
+        for prompt in prompts_of(phrases, config, texts_of(host)):
             attention = attend(host, noisy, steps, prompt, config)
             found.append(found_in(attention, prompt, config, host.specs, size))
             links = links or attention.self_attention
@@ -99,7 +99,7 @@ class AttentionHead(nn.Module):
 
 def measured(
     host: AttentionHost,
-    latents: Float[Tensor, "b 4 h w"],
+    latents: Float[Tensor, "b c h w"],
     phrases: Sequence[str],
     found: Sequence[Found],
     config: AttentionConfig,
@@ -114,7 +114,7 @@ def measured(
 
 def attend(
     host: AttentionHost,
-    latents: Float[Tensor, "b 4 h w"],
+    latents: Float[Tensor, "b c h w"],
     timesteps: Int[Tensor, " b"],
     prompt: Prompt,
     config: AttentionConfig,
@@ -134,7 +134,7 @@ def attend(
         latents,
         timesteps,
         conditioning,
-        lambda unet: reading_attention(unet, cross, self_blocks, host.specs, size),
+        lambda network: reader_of(host)(network, cross, self_blocks, host.specs, size),
     )
 
 
@@ -142,5 +142,8 @@ def rescaled(conditioning: Conditioning, prompt: Prompt, factor: float, batch: i
     """A copy for a `batch`, in which the rows of the phrases' content tokens are `factor` times as long."""
     context = conditioning.context.repeat(batch, 1, 1)
     context[:, sorted({token for tokens in prompt.phrase_tokens for token in tokens})] *= factor
-    extras = {name: extra.expand(batch, *extra.shape[1:]) for name, extra in conditioning.extras.items()}
+    extras = {
+        name: extra.expand(batch, *extra.shape[1:]) if extra.ndim > 1 and len(extra) == 1 else extra
+        for name, extra in conditioning.extras.items()
+    }
     return dataclasses.replace(conditioning, context=context, extras=extras)

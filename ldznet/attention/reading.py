@@ -126,6 +126,16 @@ def reading_attention(
         (found.cross if layers[name].kind == CROSS else found.self_attention).pop(layers[name].block, None)
 
 
+Reader = Callable[..., contextlib.AbstractContextManager[Attention]]
+"""`reading_attention`, or what reads another kind of network, with the same arguments."""
+
+
+def reader_of(host: Any) -> Reader:
+    """What reads the attention of a host's network: a host whose network is no UNet brings its own."""
+    own: Reader = getattr(host, "reading_attention", reading_attention)
+    return own
+
+
 class _Mean:
     """Means over the layers of each block, without holding more than one map a block."""
 

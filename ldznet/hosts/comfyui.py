@@ -25,6 +25,7 @@ from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
 from ..attention import AttentionConfig, AttentionHead
+from ..attention.reading import reader_of
 from ..capture import Capture, Typed, capture_for
 from ..checkpoints import load_head
 from ..clip_bpe import require_length
@@ -34,6 +35,7 @@ from ..contracts import (
     PUBLISHED_WIDTHS,
     Conditioning,
     Host,
+    JointHost,
     Observer,
     T,
     Taps,
@@ -45,7 +47,7 @@ from ..models import Network, TrainedHead
 from ..shapes import PIXELS_PER_LATENT, Float, Int
 from ..taps import exclusively, extract_taps, ldm_specs
 from ..tinyworld import world
-from .comfyui_capture import calling_into, sampling_into
+from .comfyui_capture import applying_into, calling_into, sampling_into
 from .comfyui_world import TinySD15, patcher
 from .families import no_loaded_model
 from .memo import Memo
@@ -149,12 +151,12 @@ class ComfyHost:
         self.model, self.clip, self.vae = model, clip, vae
         self.family = family_of(model)
         self.context_dim: int = model.model.model_config.unet_config["context_dim"]
-        self.specs: Mapping[str, TapSpec] = ldm_specs(_unet(model))
+        self.specs: Mapping[str, TapSpec] = ldm_specs(bare_network(model))
         self.device: torch.device = model.load_device
         self.dtype = torch.float32
 
     @torch.no_grad()
-    def encode_image(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 4 h/8 w/8"]:
+    def encode_image(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c _ _"]:
         """Model-space latents of `pixels` in [-1, 1]: the mode of the posterior, as ComfyUI's VAE gives it.
 
         Raises HostError for another model's VAE, as far as its channels tell.
@@ -168,7 +170,7 @@ class ComfyHost:
         return self.model.model.process_latent_in(vae_latents).to(self.device, self.dtype)
 
     @torch.no_grad()
-    def decode_latents(self, latents: Float[Tensor, "b 4 h w"]) -> Float[Tensor, "b 3 8*h 8*w"]:
+    def decode_latents(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
         """`pixels` in [-1, 1] of model-space latents."""
         image = self.vae.decode(self.model.model.process_latent_out(latents))
         return image.movedim(-1, 1) * 2 - 1
@@ -195,7 +197,7 @@ class ComfyHost:
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text of any length, without start, end and padding; -1 for a textual inversion."""
-        rows = next(iter(_tokens(self.clip, text).values()))
+        rows = next(iter(literal_tokens(self.clip, text).values()))
         return [token if isinstance(token, int) else -1 for row in rows for token, _, word in row if word]
 
     def unknown_words(self, texts: Sequence[str]) -> list[str]:
@@ -207,16 +209,24 @@ class ComfyHost:
         return typed(self.clip, prompt)
 
     def add_noise(
-        self, latents: Float[Tensor, "b 4 h w"], noise: Float[Tensor, "b 4 h w"], timesteps: Int[Tensor, " b"]
-    ) -> Float[Tensor, "b 4 h w"]:
+        self, latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], timesteps: Int[Tensor, " b"]
+    ) -> Float[Tensor, "b c h w"]:
         """Latents noised to `timesteps` by the model's own `noise_scaling`, whatever it predicts."""
         sampling = self.model.get_model_object("model_sampling")
-        sigma = sampling.sigma(timesteps.cpu()).to(latents)[:, None, None, None]
+        sigma = self._sigmas(timesteps).to(latents)[:, None, None, None]
         return sampling.noise_scaling(sigma, noise, latents)
+
+    def _sigmas(self, timesteps: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """Noise levels of timesteps, on the CPU."""
+        return self.model.get_model_object("model_sampling").sigma(timesteps.cpu())
+
+    def step_of(self, sigmas: Tensor) -> list[float]:
+        """The timesteps 0..999 of noise levels."""
+        return self.model.get_model_object("model_sampling").timestep(sigmas).flatten().tolist()
 
     def extract(
         self,
-        latents: Float[Tensor, "b 4 h w"],
+        latents: Float[Tensor, "b c h w"],
         timesteps: Int[Tensor, " b"],
         context: Float[Tensor, "b n d"],
         blocks: Sequence[str],
@@ -232,7 +242,7 @@ class ComfyHost:
 
     def observe(
         self,
-        latents: Float[Tensor, "b 4 h w"],
+        latents: Float[Tensor, "b c h w"],
         timesteps: Int[Tensor, " b"],
         conditioning: Conditioning,
         observer: Observer[T],
@@ -249,12 +259,20 @@ class ComfyHost:
         base = self.model.model
         memory.load_models_gpu([self.model], memory_required=OVERHEAD * base.memory_required(list(latents.shape)))
         latents = latents.to(self.device)
-        sampling = self.model.get_model_object("model_sampling")
-        sigmas = sampling.sigma(timesteps.cpu()).to(self.device, torch.float32)
-        height, width = (PIXELS_PER_LATENT * side for side in latents.shape[2:])
+        sigmas = self._sigmas(timesteps).to(self.device, torch.float32)
+        conds = self._conds(latents, conditioning)
+        inputs = {
+            name: cond.process_cond(batch_size=len(latents), device=self.device, area=None).cond
+            for name, cond in conds.items()
+        }
+        return lambda: base.apply_model(latents, sigmas, **inputs)
+
+    def _conds(self, latents: Tensor, conditioning: Conditioning) -> dict[str, Any]:
+        """What the model makes of a conditioning, as its samplers ask it."""
+        height, width = (PIXELS_PER_LATENT * side for side in latents.shape[-2:])
         sizes = {"height": height, "width": width, "target_height": height, "target_width": width}  # what SDXL asks
         extras = {name: extra.to(self.device) for name, extra in conditioning.extras.items()}
-        conds = base.extra_conds(
+        return self.model.model.extra_conds(
             noise=latents,
             latent_image=latents,
             device=self.device,
@@ -262,11 +280,9 @@ class ComfyHost:
             **sizes,
             **extras,
         )
-        inputs = {name: cond.cond for name, cond in conds.items()}
-        return lambda: base.apply_model(latents, sigmas, **inputs)
 
     def _encode(self, clip: Any, phrase: str) -> dict[str, Tensor]:
-        tokens = _tokens(clip, phrase)
+        tokens = literal_tokens(clip, phrase)
         if len(tokens) != (2 if self.family == "sdxl" else 1):
             encoders = ", ".join(tokens)
             wanted = PUBLISHED_WIDTHS.get(self.context_dim, "SD 1.x")
@@ -275,7 +291,7 @@ class ComfyHost:
             )
         rows = next(iter(tokens.values()))
         require_length(phrase, sum(word != 0 for row in rows for _, _, word in row))
-        encoded = clip.encode_from_tokens(_without_numbers(tokens), return_dict=True)
+        encoded = clip.encode_from_tokens(without_numbers(tokens), return_dict=True)
         if encoded["cond"].shape[-1] != self.context_dim:
             raise HostError(
                 f"Expected a context of width {self.context_dim} from the socket clip, got "
@@ -289,7 +305,7 @@ def typed(clip: Any, prompt: str) -> Typed:
     tokens = clip.tokenize(prompt, return_word_ids=True)
     rows = next(iter(tokens.values()))
     ids = [token if word and isinstance(token, int) else -1 for row in rows for token, _, word in row]
-    return Typed(clip.encode_from_tokens(_without_numbers(tokens)), ids, prompt)
+    return Typed(clip.encode_from_tokens(without_numbers(tokens)), ids, prompt, loaded_parts(clip, tokens))
 
 
 def open_head(source: str, name: str) -> Head:
@@ -337,18 +353,27 @@ def outputs_device() -> torch.device:
     return memory.intermediate_device()
 
 
-def model_space(model: Any, vae_latents: Float[Tensor, "b 4 h w"]) -> Float[Tensor, "b 4 h w"]:
+def model_space(model: Any, vae_latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
     """`latents` of ComfyUI's LATENT, which is before the scale factor."""
-    return model.model.process_latent_in(vae_latents)
+    latents = model.model.process_latent_in(in_model_dimensions(model, vae_latents))
+    return latents[:, :, 0] if latents.ndim == 5 else latents
 
 
-def colours_of(model: Any, latents: Float[Tensor, "b 4 h w"]) -> Float[Tensor, "b 3 h w"] | None:
-    """RGB in [0, 1] of model-space latents, a pixel each, as ComfyUI's previews without a decoder have them: a linear
-    map that each latent format brings. None for a format without one."""
+def in_model_dimensions(model: Any, latents: Float[Tensor, "b c h w"]) -> Tensor:
+    """Latents of pictures as the model takes them: as one frame where its latents have a dimension for frames."""
+    frames = getattr(model.model.latent_format, "latent_dimensions", 2) == 3
+    return latents[:, :, None] if frames and latents.ndim == 4 else latents
+
+
+def colours_of(model: Any, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h w"] | None:
+    """RGB in [0, 1] of model-space latents, a pixel each, or four where a latent holds four, as ComfyUI's previews
+    without a decoder have them: a linear map that each latent format brings. None for a format without one."""
     latent_format = model.model.latent_format
     factors = getattr(latent_format, "latent_rgb_factors", None)
     if factors is None:
         return None
+    reshape = getattr(latent_format, "latent_rgb_factors_reshape", None)
+    latents = latents if reshape is None else reshape(latents)
     bias = getattr(latent_format, "latent_rgb_factors_bias", None) or [0.0] * 3
     matrix, shift = (torch.tensor(part, dtype=torch.float32, device=latents.device) for part in (factors, bias))
     pixels = torch.einsum("bchw,cd->bdhw", latents.float(), matrix) + shift[:, None, None]
@@ -363,13 +388,16 @@ def latent_channels(model: Any) -> int:
 def capturing(host: ComfyHost, config: HeadConfig | AttentionConfig) -> tuple[Any, Capture]:
     """A clone of the host's MODEL whose samplers leave in a Capture what a head of `config`, fitted to the host, reads.
     The pictures stay the same to the bit."""
-    capture = capture_for(config, host.model, host.specs)
+    capture = capture_for(config, host.model, host.specs, reader_of(host))
 
     def timesteps_of(sigmas: Tensor) -> list[float]:
-        return host.model.get_model_object("model_sampling").timestep(sigmas[:-1]).flatten().tolist()
+        return host.step_of(sigmas[:-1])
 
-    sampling = sampling_into(capture, executing_node, timesteps_of)
-    wrappers = {"OUTER_SAMPLE": sampling, "DIFFUSION_MODEL": calling_into(capture)}
+    wrappers = {"OUTER_SAMPLE": sampling_into(capture, executing_node, timesteps_of)}
+    if isinstance(host, JointHost):  # SD 3's network has no wrapper of its own
+        wrappers["APPLY_MODEL"] = applying_into(capture, host.step_of)
+    else:
+        wrappers["DIFFUSION_MODEL"] = calling_into(capture)
     return with_wrappers(host.model, CAPTURE_KEY, wrappers), capture
 
 
@@ -409,8 +437,8 @@ def executing_node() -> Any:
     return None if context is None else (context.node_id, context.list_index)
 
 
-def _unet(model: Any) -> Any:
-    """The UNet, out of the wrapper of `torch.compile`."""
+def bare_network(model: Any) -> Any:
+    """The network of a MODEL, out of the wrapper of `torch.compile`."""
     unet = model.model.diffusion_model
     return getattr(unet, "_orig_mod", unet)
 
@@ -429,7 +457,7 @@ def _uncompiled(base: Any) -> Iterator[Any]:
 
 def family_of(model: Any) -> str:
     """ "tiny", "sd1", "sd2" or "sdxl"; raises HostError that says what came for any other MODEL."""
-    unet, config = _unet(model), model.model.model_config.unet_config
+    unet, config = bare_network(model), model.model.model_config.unet_config
     if type(unet).__name__ != "UNetModel":
         raise no_loaded_model(f"a {type(unet).__name__}")
     if isinstance(model.model.model_config, TinySD15) and config["context_dim"] == world.UNET.context_dim:
@@ -444,11 +472,21 @@ def family_of(model: Any) -> str:
     return "sd2" if linear or width == 1024 else "sd1"
 
 
-def _tokens(clip: Any, text: str) -> dict[str, list[list[Any]]]:
+def literal_tokens(clip: Any, text: str) -> dict[str, list[list[Any]]]:
     """ComfyUI's tokens (id, weight, number of the word) by encoder, with brackets taken literally."""
     return clip.tokenize(BRACKET.sub(r"\\\1", text), return_word_ids=True)
 
 
-def _without_numbers(tokens: Mapping[str, list[list[Any]]]) -> dict[str, list[list[Any]]]:
+def loaded_parts(clip: Any, tokens: dict[str, list[list[Any]]]) -> dict[str, list[list[Any]]]:
+    """Tokens of the encoders that are loaded: SD 3's tokenizer makes some for every one that there may be."""
+    encoders = clip.cond_stage_model
+
+    def is_missing(name: str) -> bool:
+        return any(getattr(encoders, attribute, "") is None for attribute in (name, f"clip_{name}"))
+
+    return {name: rows for name, rows in tokens.items() if not is_missing(name)}
+
+
+def without_numbers(tokens: Mapping[str, list[list[Any]]]) -> dict[str, list[list[Any]]]:
     """Tokens (id, weight) by encoder, as ComfyUI's text encoders take them."""
     return {name: [[token[:2] for token in row] for row in rows] for name, rows in tokens.items()}

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..attention.prompts import texts_of
 from ..capture import FAR, AttentionCapture, Capture, Run, Typed
 from ..contracts import Captured
 from ..errors import InputError
@@ -59,9 +60,9 @@ def sampling_into(
         run = Run(weights, (noise.shape[-2], noise.shape[-1]), contexts, nearest)
         with capture.running(sampler_of(), run):
             samples, denoised = run_through(executor, noise, latent_image, sampler, sigmas, *rest, **named)
-            run.samples = [samples.cpu()]
+            run.samples = [still(samples.cpu())]
             if denoised is not None:
-                run.samples.append(capture.model.model.process_latent_out(denoised.cpu()))
+                run.samples.append(still(capture.model.model.process_latent_out(denoised.cpu())))
         return samples
 
     return sample
@@ -109,7 +110,26 @@ def calling_into(capture: Capture) -> Any:
     return call
 
 
-def run_of(capture: Capture, samples: Float[Tensor, "b 4 h w"]) -> Run | None:
+def applying_into(capture: Capture, steps_of: Callable[[Any], Sequence[float]]) -> Any:
+    """A wrapper of APPLY_MODEL, for networks that are not wrapped themselves; `steps_of(sigmas)` are timesteps."""
+
+    def call(executor: Any, x: Any, sigmas: Any, *rest: Any, **named: Any) -> Any:
+        """Around one call of the model; a network that `torch.compile` wraps is not read."""
+        options = next((part for part in rest if isinstance(part, dict) and "uuids" in part), None)
+        uuids = (options or named.get("transformer_options") or {}).get("uuids") or []
+        network = executor.class_obj.diffusion_model
+
+        def execute() -> Any:
+            return executor(x, sigmas, *rest, **named)
+
+        if not uuids or len(x) % len(uuids) or is_compiling() or hasattr(network, "_orig_mod"):
+            return execute()
+        return capture.call(network, (x.shape[-2], x.shape[-1]), steps_of(sigmas[:1])[0], uuids, execute)
+
+    return call
+
+
+def run_of(capture: Capture, samples: Float[Tensor, "b c h w"]) -> Run | None:
     """The latest run that returned `samples` of a LATENT, of several one that left something; None where none did."""
     fitting = capture.returned(samples)
     return next((run for run in reversed(fitting) if run.rows or run.means), fitting[-1] if fitting else None)
@@ -147,14 +167,14 @@ def words_of(
         return Seen(None, [_reason(run)])
     if not prompts:
         return Seen(None, [NOT_FOUND])
-    seen = capture.of_prompts(run, prompts, terms_of(read(phrases)), host.tokenize)
+    seen = capture.of_prompts(run, prompts, terms_of(read(phrases)), texts_of(host))
     if seen is None:
         return Seen(None, [OTHER_TEXT])
     words = ", ".join(f'"{phrase}"' for phrase in seen.phrases)
     lines = [f"read from the sampling itself: {words or 'no phrase, none stands in the prompt'}"]
     if seen.lacks_links(capture.config):
         return Seen(seen, [lines[0] + LINKS])
-    return Seen(seen, [*(_far(run, capture.timestep) if run.rows else []), *lines])
+    return Seen(seen, [*(_far(run, capture.timestep) if capture.self_blocks and run.rows else []), *lines])
 
 
 def said_in(run: Run | None, prompts: Sequence[Typed]) -> list[Typed]:
@@ -177,6 +197,11 @@ def every_phrase(prompts: Sequence[Typed]) -> list[str]:
 def quoted(prompts: Sequence[Typed]) -> list[str]:
     """A line of a report for each prompt that was read."""
     return [f'the prompt: "{shortened}"' for typed in prompts if (shortened := _shortened(typed.text))]
+
+
+def still(samples: Tensor) -> Tensor:
+    """Latents b c h w of those with a dimension for frames, if there is one frame; others as they are."""
+    return samples[:, :, 0] if samples.ndim == 5 and samples.shape[2] == 1 else samples
 
 
 def _shortened(text: str) -> str:

@@ -91,7 +91,7 @@ def test_any_text_finds_its_place(phrases: list[str]) -> None:
 
 
 def test_a_tokenizer_that_joins_words_is_refused() -> None:
-    with pytest.raises(HostError, match="splits at spaces"):
+    with pytest.raises(HostError, match="split at spaces"):
         prompts_of(["dog"], SD, lambda text: [len(text)])
 
 

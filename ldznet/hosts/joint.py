@@ -1,0 +1,132 @@
+"""Transformers that read text and picture together: one table of their families, as ComfyUI 0.25 has them.
+
+Each line was read from the class that it names: `comfy/ldm/modules/diffusionmodules/mmdit.py` (SD 3), `ldm/flux`,
+`ldm/chroma`, `ldm/qwen_image`, `ldm/lumina` (Lumina 2 and Z-Image), `ldm/krea2`, `ldm/anima` with `ldm/cosmos`, and the
+encoders in `comfy/text_encoders`. Which blocks are read at which timestep is in `attention.config.STUDIED`. Imports
+attention and errors; `comfyui_joint` imports it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ..attention.joint import Layout
+from ..attention.prompts import MOST_TOKENS
+from ..errors import HostError
+
+Tokens = Mapping[str, Sequence[Sequence[Sequence[Any]]]]
+"""ComfyUI's tokens by encoder: rows of (id or embedding, weight, number of the word; 0 for what is no word)."""
+
+LONG = 200  # tokens of one prompt of ours, where the encoder takes hundreds: about what people write
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoders:
+    """Which encoders' tokens make the rows of text, and where.
+
+    `names`: for each stretch of rows the encoder, or several of which the first that is loaded counts (SD 3's CLIP-L
+    and CLIP-G have the same tokens in the same rows); () stands for the only one. `at_end`: the rows end with the
+    encoder's last token, since a template was cut off before them or padding put there; else they begin with its first.
+    """
+
+    names: tuple[tuple[str, ...], ...] = ((),)
+    at_end: bool = False
+    most: int = LONG
+
+
+class Joint(NamedTuple):
+    """A family: its name in `contracts.FAMILIES`, and how its network and its text encoders are laid out."""
+
+    family: str
+    layout: Layout
+    encoders: Encoders
+
+
+T5 = Encoders((("t5xxl",),))
+DOUBLE = {"joint": "double_blocks"}  # of Flux: the blocks after these, with one stream for both, were not studied
+JOINT: dict[str, Joint] = {  # by the class of ComfyUI's BaseModel
+    "SD3": Joint("sd3", Layout({"joint": "joint_blocks"}), Encoders((("l", "g"), ("t5xxl",)), most=MOST_TOKENS)),
+    "Flux": Joint("flux", Layout(DOUBLE, references=True), T5),
+    "Flux2": Joint("flux2", Layout(DOUBLE, references=True), Encoders(at_end=True)),
+    "Chroma": Joint("chroma", Layout(DOUBLE), T5),
+    "QwenImage": Joint("qwen", Layout({"joint": "transformer_blocks"}, references=True), Encoders(at_end=True)),
+    "Lumina2": Joint("lumina2", Layout({"joint": "layers"}, multiple="pad_tokens_multiple"), Encoders()),
+    "Krea2": Joint("krea2", Layout({"joint": "blocks"}, patch="patch"), Encoders(at_end=True)),
+    "Anima": Joint("anima", Layout({"joint": "blocks"}, patch="patch_spatial", inner="cross_attn"), T5),
+}
+
+
+def joint_of(base: Any, network: Any) -> Joint | None:
+    """The family of ComfyUI's BaseModel `base` around `network`; None for any other, relatives of these included."""
+    found = JOINT.get(type(base).__name__)
+    if found is None or getattr(network, "clip_text_pooled_proj", None) is not None:  # NewBie, which has two encoders
+        return None
+    if found.family == "lumina2" and getattr(network, "pad_tokens_multiple", None):
+        return found._replace(family="zimage")
+    return found
+
+
+def stretches(encoders: Encoders, tokens: Tokens) -> list[str]:
+    """The encoder of each stretch of rows that is there. Raises HostError where none is."""
+    if encoders.names == ((),):
+        if len(tokens) != 1:
+            raise HostError(
+                f"Expected one text encoder in the socket clip, got {_listed(tokens)}. Connect the model's own."
+            )
+        return list(tokens)
+    found = [next((name for name in names if name in tokens), "") for names in encoders.names]
+    if not any(found):
+        wanted = " or ".join(name for names in encoders.names for name in names)
+        raise HostError(f"Expected {wanted} in the socket clip, got {_listed(tokens)}. Connect the model's own CLIP.")
+    return [name for name in found if name]
+
+
+def rows_of(encoders: Encoders, tokens: Tokens, blank: Tokens, length: int) -> list[list[int]]:
+    """For each encoder, the ids of a text's own tokens in the `length` rows that the network is given, -1 elsewhere.
+
+    `blank` are the tokens of an empty text: what they share with those of the text, at their beginning and at their
+    end, is the template. Raises HostError where the tokens do not fit into the rows.
+    """
+    rows, start = [], 0
+    for name in stretches(encoders, tokens):
+        every = [token for row in tokens[name] for token in row]
+        if encoders.at_end:
+            start = length - len(every)
+        row = [-1] * length
+        for i in _own(every, [token for part in blank[name] for token in part]):
+            if not 0 <= start + i < length:
+                raise HostError(
+                    f"Expected at most {length} rows of text, got {len(every)} tokens of {name}. Connect the model's "
+                    "own CLIP. (socket: clip)"
+                )
+            row[start + i] = every[i][0] if isinstance(every[i][0], int) else -1
+        rows.append(row)
+        start += len(every)
+    return rows
+
+
+def _own(tokens: Sequence[Sequence[Any]], blank: Sequence[Sequence[Any]]) -> list[int]:
+    """Which of a text's tokens are its words: those of no word (start, end, padding) and of the template are not."""
+    words = [i for i, token in enumerate(tokens) if token[2]]
+    ids, template = [tokens[i][0] for i in words], [token[0] for token in blank if token[2]]
+    head = _shared(ids, template)
+    tail = _shared(ids[head:][::-1], template[head:][::-1])
+    return words[head : len(words) - tail]
+
+
+def _shared(left: Sequence[Any], right: Sequence[Any]) -> int:
+    """How many values both begin with; embeddings are equal to nothing."""
+    count = 0
+    while count < min(len(left), len(right)) and _same(left[count], right[count]):
+        count += 1
+    return count
+
+
+def _same(left: Any, right: Any) -> bool:
+    return isinstance(left, int) and isinstance(right, int) and left == right
+
+
+def _listed(tokens: Tokens) -> str:
+    return ", ".join(tokens) or "none"

@@ -1,0 +1,405 @@
+"""What the attention head reads of every family of transformers, against ComfyUI's own classes. Run by its interpreter.
+
+`python checks.py FOLDER OUT FAMILY…`: FOLDER is ComfyUI. Writes JSON: by family, figures that test_families.py judges.
+Queries and keys of the explicit computation are recorded where the classes call their attention functions, which is
+another place than the library looks at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+
+import families  # noqa: E402
+
+SIZE = (12, 20)  # of the latents, not square
+PROMPT = "a photo of a red dog and the green grass"
+WORDS = {"dog": "dog", "grass": "grass"}
+
+
+@contextlib.contextmanager
+def recording(network: Any, blocks: list[Any], inner: str) -> Iterator[dict[int, list[Any]]]:
+    """By number of block, queries and keys b heads n c and the mask of every attention call inside it, in float64."""
+    seen: dict[int, list[Any]] = {}
+    running: list[int] = []
+    patched, handles = [], []
+
+    def recorder(original: Any) -> Any:
+        def record(q: Any, k: Any, v: Any, heads: int, *args: Any, **named: Any) -> Any:
+            if running:
+                split = [part if part.ndim == 4 else part.unflatten(2, (heads, -1)).transpose(1, 2) for part in (q, k)]
+                mask = args[0] if args else named.get("mask")
+                seen.setdefault(running[-1], []).append((*(part.double().clone() for part in split), mask))
+            return original(q, k, v, heads, *args, **named)
+
+        return record
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("comfy.ldm.") and name != "comfy.ldm.modules.attention":
+            for function in ("optimized_attention", "optimized_attention_masked"):
+                if hasattr(module, function):
+                    patched.append((module, function, getattr(module, function)))
+                    setattr(module, function, recorder(getattr(module, function)))
+    for i, block in enumerate(blocks):
+        part = getattr(block, inner) if inner else block
+        handles.append(part.register_forward_pre_hook(lambda *_, i=i: running.append(i)))
+        handles.append(part.register_forward_hook(lambda *_: None if running.pop() >= 0 else None))
+    try:
+        yield seen
+    finally:
+        for module, function, original in patched:
+            setattr(module, function, original)
+        for handle in handles:
+            handle.remove()
+
+
+def explicit(call: Any, text: slice, picture: slice, keys: slice | None = None) -> torch.Tensor:
+    """Head mean of softmax(q k / sqrt c) over all keys, or over `keys` alone: b rows text."""
+    q, k, mask = call
+    scores = q @ k.transpose(2, 3) * q.shape[3] ** -0.5
+    if mask is not None:
+        scores = scores + mask.double().unflatten(0, (-1, 1)) if mask.ndim == 3 else scores + mask.double()
+    if keys is not None:
+        return scores[..., keys].softmax(-1).mean(1)[:, picture]
+    return scores.softmax(-1).mean(1)[:, picture, text]
+
+
+class Case:
+    """A family's model and encoder, with what a test knows of it by itself."""
+
+    def __init__(self, name: str) -> None:
+        from ldznet.hosts.comfyui_joint import host_of
+
+        self.name = name
+        self.family = name.partition("+")[0]
+        self.model, self.clip = families.model(self.family), families.clip(name)
+        self.host: Any = host_of(self.model, self.clip)
+        self.network = self.model.model.diffusion_model
+        self.blocks = list(getattr(self.network, next(iter(self.host.layout.stages.values()))))
+        self.inner = "cross_attn" if name == "anima" else ""
+        side = 1 if name == "flux2" else 2
+        self.grid = (SIZE[0] // side, SIZE[1] // side)
+        self.pixels = self.grid[0] * self.grid[1]
+        generator = torch.Generator("cpu").manual_seed(3)
+        self.latents = torch.randn(2, self.host.latent_channels, *SIZE, generator=generator, dtype=torch.float32)
+
+    def spans(self, rows: int) -> tuple[slice, slice]:
+        """Where text of `rows` rows and picture are: what this test says of each class."""
+        if self.inner:
+            return slice(0, 512), slice(0, self.pixels)
+        start = -(-rows // 32) * 32 if self.name == "zimage" else rows
+        return slice(0, rows), slice(start, start + self.pixels)
+
+    def conditioning(self, batch: int) -> Any:
+        """Of PROMPT, for a batch."""
+        from ldznet.attention.head import rescaled
+        from ldznet.attention.prompts import Prompt
+
+        return rescaled(self.host.condition([PROMPT]), Prompt(PROMPT, (), (), ()), 1.0, batch)
+
+    def read(self, latents: torch.Tensor, conditioning: Any, **named: Any) -> tuple[Any, dict[int, list[Any]]]:
+        """The library's maps of every block, and what was recorded of the same pass."""
+        steps = torch.full((len(latents),), 500)
+        names = list(self.host.specs)
+
+        def observer(network: Any) -> Any:
+            return self.host.reading_attention(network, names, names[-1:], self.host.specs, SIZE, **named)
+
+        with recording(self.network, self.blocks, self.inner) as seen:
+            found = self.host.observe(latents, steps, conditioning, observer)
+        return found, seen
+
+
+def joint_call(calls: list[Any]) -> Any:
+    """The call of text and picture: the first in a block."""
+    return calls[0]
+
+
+def maps(case: Case) -> dict[str, Any]:
+    """Maps against the explicit ones, with variants that must differ."""
+    conditioning = case.conditioning(2)
+    found, seen = case.read(case.latents, conditioning)
+    rows = 512 if case.name in ("flux2", "anima") else conditioning.context.shape[1]
+    text, picture = case.spans(rows)
+    last = len(case.blocks) - 1
+
+    def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+        if ours.shape != theirs.shape:
+            return float("inf")
+        return float((ours.double() - theirs).abs().max())
+
+    ours = {i: found.cross[f"joint.{i}"].flatten(2).transpose(1, 2) for i in range(len(case.blocks))}
+    result: dict[str, Any] = {
+        "blocks": len(ours),
+        "calls": [len(seen[i]) for i in range(len(case.blocks))],
+        "error": max(distance(ours[i], explicit(joint_call(seen[i]), text, picture)) for i in ours),
+        "largest": float(ours[0].max()),
+    }
+    if not case.inner:
+        own = found.self_attention[f"joint.{last}"]
+        result["self"] = distance(own, explicit(joint_call(seen[last]), picture, picture))
+    call = joint_call(seen[0])
+    wrong = {"another block": explicit(joint_call(seen[1]), text, picture)}
+    wrong["softmax over the text alone"] = explicit(call, text, picture, text)
+    if not case.inner:
+        n = call[0].shape[2]
+        first = slice(0, case.pixels), slice(case.pixels, case.pixels + rows)
+        wrong["picture before text"] = explicit(call, first[1], first[0])
+        if text.stop != picture.start:
+            wrong["caption padding counted"] = explicit(call, slice(0, picture.start), picture)
+            shifted = slice(text.stop, text.stop + case.pixels)
+            wrong["caption padding forgotten"] = explicit(call, text, shifted)
+        if picture.stop != n:
+            wrong["picture padding kept"] = explicit(call, text, slice(picture.start, n))
+    else:
+        wrong = {"another block": wrong["another block"]}
+    result["wrong"] = {name: distance(ours[0], other) for name, other in wrong.items()}
+    with no_rotary():
+        if not case.inner and case.family != "sd3":
+            _, without = case.read(case.latents, conditioning)
+            result["wrong"]["rotary left out"] = distance(ours[0], explicit(joint_call(without[0]), text, picture))
+    return result
+
+
+@contextlib.contextmanager
+def no_rotary() -> Iterator[None]:
+    """Rotary embeddings that leave queries and keys alone."""
+    changed = []
+    replacements = {"apply_rope": lambda q, k, pe: (q, k), "apply_rope1": lambda x, pe: x}
+    for name, module in list(sys.modules.items()):
+        if name.startswith("comfy.ldm."):
+            for function, identity in replacements.items():
+                if hasattr(module, function):
+                    changed.append((module, function, getattr(module, function)))
+                    setattr(module, function, identity)
+    try:
+        yield
+    finally:
+        for module, function, original in changed:
+            setattr(module, function, original)
+
+
+def places(case: Case) -> dict[str, Any]:
+    """Which keys of the first block change with a row of the text, and with a patch of the picture."""
+    conditioning, names = case.conditioning(1), ["context_refiner", "noise_refiner"]
+    kept = {name: getattr(case.network, name) for name in names if hasattr(case.network, name)}
+    for name in kept:  # which mix rows with each other
+        setattr(case.network, name, torch.nn.ModuleList())
+    if case.name == "krea2":
+        fusion = case.network.txtfusion.refiner_blocks
+        case.network.txtfusion.refiner_blocks = torch.nn.ModuleList()
+    try:
+        latents = case.latents[:1]
+        _, before = case.read(latents, conditioning)
+        row, at = conditioning.context.shape[1] - 3, (2, 5)
+        changed = conditioning.context.clone()
+        changed[:, row] += 5 * torch.randn(changed.shape[2], generator=torch.Generator("cpu").manual_seed(1))
+        _, text = case.read(latents, dataclasses.replace(conditioning, context=changed))
+        side = SIZE[0] // case.grid[0]
+        patched = latents.clone()
+        patched[:, :, at[0] * side, at[1] * side] += 5
+        _, picture = case.read(patched, conditioning)
+    finally:
+        for name, modules in kept.items():
+            setattr(case.network, name, modules)
+        if case.name == "krea2":
+            case.network.txtfusion.refiner_blocks = fusion
+
+    def changed_rows(after: Any, part: int) -> list[int]:
+        difference = (joint_call(after[0])[part] - joint_call(before[0])[part]).abs().amax(dim=(0, 1, 3))
+        return torch.nonzero(difference > 1e-9).flatten().tolist()
+
+    padded = conditioning.context.shape[1]
+    offset = max(0, 512 - padded) if case.name == "flux2" else 0
+    spans = case.spans(padded + offset)
+    patch = spans[1].start + at[0] * case.grid[1] + at[1]
+    part = 0 if case.inner else 1
+    return {"text": [changed_rows(text, 1), [row + offset]], "picture": [changed_rows(picture, part), [patch]]}
+
+
+def words(case: Case) -> dict[str, Any]:
+    """The rows of the words of PROMPT, against the rows of the encoders' outputs that change most with the word."""
+    from ldznet.attention.prompts import prompts_of, spoken_in
+    from ldznet.hosts.comfyui import typed
+
+    texts = case.host.texts
+    rows = texts.rows(PROMPT)
+    prompt = spoken_in(rows, list(WORDS), texts.spellings)
+    known = typed(case.clip, PROMPT)
+    again = spoken_in(texts.placed(known.tokens, len(rows[0])), list(WORDS), texts.spellings)
+    found = dict(zip(prompt.phrases, map(list, prompt.phrase_tokens), strict=True))
+    (made,) = prompts_of(["the dog", "a green tree"], config_of(case), texts)
+    result: dict[str, Any] = {"found": found, "same": again == prompt, "made": [len(t) for t in made.phrase_tokens]}
+    before, changes = network_text(case, PROMPT), {}
+    for word in WORDS:
+        after = network_text(case, PROMPT.replace(word, "cat"))
+        difference = (after - before).abs().sum(dim=(0, 2))
+        changes[word] = [first_of(part, start) for start, part in parts_of(case, difference)]
+    return {**result, "changed": changes}
+
+
+def parts_of(case: Case, difference: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
+    """Each encoder's stretch of rows."""
+    if case.name == "sd3+t5":
+        return [(0, difference[:77]), (77, difference[77:])]
+    return [(0, difference)]
+
+
+def first_of(difference: torch.Tensor, start: int) -> int:
+    """The row that changes most, as a word's own does where every row sees every other, or the first that does."""
+    total = difference / difference.max()
+    first = int(torch.nonzero(total > 1e-5)[0])
+    most = int(total.argmax())
+    return start + (most if total[:most].min() > 1e-5 else first)
+
+
+def network_text(case: Case, text: str) -> torch.Tensor:
+    """The rows of text that the first block's network is given: T5's embeddings for Anima, else the context."""
+    encoded = case.host.condition([text])
+    conds = case.host._conds(case.latents[:1] if case.name != "anima" else case.latents[:1, :, None], encoded)
+    if case.name != "anima":
+        return conds["c_crossattn"].cond
+    return case.network.preprocess_text_embeds(encoded.context, encoded.extras["t5xxl_ids"][None])
+
+
+def config_of(case: Case) -> Any:
+    """The head's constants for the case."""
+    from ldznet.attention.config import config_for
+
+    return config_for(case.host)
+
+
+def references(case: Case) -> dict[str, Any]:
+    """With a reference picture after the picture: maps of the picture alone, softmax over all keys."""
+    conditioning = case.conditioning(1)
+    steps, names = torch.full((1,), 500), list(case.host.specs)
+    reference = torch.randn(1, case.host.latent_channels, 8, 8, generator=torch.Generator("cpu").manual_seed(9))
+    reference = reference[:, :, None] if case.name == "qwen" else reference
+    original = case.model.model.extra_conds
+
+    def with_reference(**named: Any) -> Any:
+        return original(**named, reference_latents=[reference])
+
+    def observer(network: Any) -> Any:
+        return case.host.reading_attention(network, names, (), case.host.specs, SIZE)
+
+    case.model.model.extra_conds = with_reference
+    try:
+        with recording(case.network, case.blocks, case.inner) as seen:
+            found = case.host.observe(case.latents[:1], steps, conditioning, observer)
+    finally:
+        del case.model.model.extra_conds
+    text, picture = case.spans(512 if case.name == "flux2" else conditioning.context.shape[1])
+    ours = found.cross["joint.0"].flatten(2).transpose(1, 2)
+    call = joint_call(seen[0])
+    kept = explicit(call, text, slice(picture.start, call[0].shape[2]))
+    return {
+        "error": float((ours - explicit(call, text, picture)).abs().max()),
+        "rows": [ours.shape[1], kept.shape[1]],
+    }
+
+
+def sampling(case: Case) -> dict[str, Any]:
+    """A sampler's picture with and without a capture and a second pack's override, and what the capture says."""
+    import comfy.sample
+    from comfy.patcher_extension import WrappersMP
+
+    from ldznet import attention
+    from ldznet.hosts.comfyui import capturing, model_space, typed
+    from ldznet.hosts.comfyui_capture import run_of, words_of
+    from ldznet.predictor import Predictor
+
+    head = attention.AttentionHead()
+    predictor = Predictor(case.host, head)
+    captured, capture = capturing(case.host, predictor.config)
+    calls = {"before": 0, "inside": 0}
+
+    def other(key: str, there: Any = None) -> Any:
+        def override(kernel: Any, *args: Any, **named: Any) -> Any:
+            calls[key] += 1
+            return (there or (lambda kernel, *args, **named: kernel(*args, **named)))(kernel, *args, **named)
+
+        return override
+
+    def inside(executor: Any, *args: Any, **named: Any) -> Any:
+        options = next((a for a in args if isinstance(a, dict) and "uuids" in a), None) or named["transformer_options"]
+        options["optimized_attention_override"] = other("inside", options.get("optimized_attention_override"))
+        return executor(*args, **named)
+
+    generator = torch.Generator("cpu").manual_seed(11)
+    latent = torch.zeros(3, case.host.latent_channels, *SIZE)
+    noise = torch.randn(latent.shape, generator=generator)
+    latent, noise = (x[:, :, None] if case.name in ("qwen", "krea2", "anima") else x for x in (latent, noise))
+    positive, negative = (case.clip.encode_from_tokens_scheduled(case.clip.tokenize(text)) for text in (PROMPT, ""))
+
+    def sampled(model: Any) -> torch.Tensor:
+        given = noise.clone(), 3, 3.0, "euler", "simple", positive, negative, latent.clone()
+        return comfy.sample.sample(model, *given, seed=1, disable_pbar=True)
+
+    with torch.inference_mode():
+        plain = sampled(case.model)
+        seen = sampled(captured)
+    clone = captured.clone()
+    clone.model_options["transformer_options"]["optimized_attention_override"] = other("before")
+    clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "second pack", inside)
+    with torch.inference_mode():
+        beside = sampled(clone)
+    samples = beside[:, :, 0] if beside.ndim == 5 else beside
+    run = run_of(capture, samples)
+    said = words_of(capture, run, [typed(case.clip, PROMPT)], ["dog", "grass"], case.host)
+    predictor.set_latents(model_space(case.model, samples), captured=said.captured)
+    result = predictor.predict(["dog", "grass"])
+    predictor.set_latents(model_space(case.model, samples))
+    own = predictor.predict(["dog", "grass"])
+    return {
+        "bit_equal": [bool(torch.equal(plain, seen)), bool(torch.equal(plain, beside))],
+        "others": calls,
+        "notes": said.notes,
+        "steps": max(run.counts.values()) if run and run.counts else 0,
+        "captured": list(result.probabilities.shape),
+        "finite": bool(torch.isfinite(result.logits).all() and torch.isfinite(own.logits).all()),
+        "differ": float((result.logits - own.logits).abs().max()),
+        "described": case.host.described(predictor.config),
+        "noise": float(case.host._sigmas(torch.tensor([predictor.config.timestep]))[0]),
+        "step": case.host.step_of(case.host._sigmas(torch.tensor([predictor.config.timestep])))[0],
+    }
+
+
+def measured(name: str) -> dict[str, Any]:
+    """All figures of a family."""
+    case = Case(name)
+    found = {"maps": maps(case), "places": places(case), "words": words(case)}
+    if name in ("flux", "flux2", "qwen"):
+        found["references"] = references(case)
+    found["sampling"] = sampling(case)
+    return found
+
+
+def main() -> None:
+    """See the module."""
+    folder, out, *names = sys.argv[1:]
+    families.prepare(Path(folder))
+    torch.set_grad_enabled(False)
+    results = {}
+    for name in names:
+        try:
+            results[name] = measured(name)
+        except Exception as error:
+            import traceback
+
+            results[name] = {"failed": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()[-1500:]}
+        Path(out).write_text(json.dumps(results, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
