@@ -27,20 +27,14 @@ start, end, padding, a template, other encoders' rows."""
 
 
 class Spelling(NamedTuple):
-    """One tokenizer: the ids of a piece of text without start, end and padding. `spaced`: whether a word within a text
-    is tokenized with the space before it, as byte-level tokenizers do."""
+    """One tokenizer: the ids of a piece of text without start, end and padding."""
 
     ids: Tokenize
-    spaced: bool = False
-
-    @classmethod
-    def of(cls, ids: Tokenize) -> Spelling:
-        """Found by asking it."""
-        return cls(ids, list(ids("dog dog")) != [*ids("dog"), *ids("dog")])
 
     def word(self, text: str, first: bool) -> list[int]:
-        """The ids of a word, the first of a text or another."""
-        return list(self.ids(text if first or not self.spaced else f" {text}"))
+        """The ids of a word, as the first of a text or behind another: byte-level tokenizers take the space before it
+        for a part of it."""
+        return list(self.ids(text)) if first else list(self.ids(f"a {text}"))[len(self.ids("a")) :]
 
 
 class Texts(NamedTuple):

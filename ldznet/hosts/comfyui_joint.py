@@ -22,7 +22,7 @@ from ..errors import HostError
 from ..shapes import PIXELS_PER_LATENT, Float, Int
 from .comfyui import ComfyHost, bare_network, in_model_dimensions, literal_tokens, loaded_parts, without_numbers
 from .comfyui_capture import still
-from .joint import joint_of, rows_of, stretches
+from .joint import joint_of, require_encoders, require_width, rows_of, stretches
 
 KEPT = 8  # texts that a host remembers the encoding of
 
@@ -95,7 +95,7 @@ class JointHost(ComfyHost):
     def texts(self) -> Texts:
         """How this network is given a text."""
         names = stretches(self.encoders, self._blank())
-        spellings = tuple(Spelling.of(functools.partial(_ids, self._tokenizer(name))) for name in names)
+        spellings = tuple(Spelling(functools.partial(_ids, self._tokenizer(name))) for name in names)
         return Texts(spellings, self._rows, self._placed, self.encoders.most)
 
     def reading_attention(self, network: Any, *args: Any, **named: Any) -> AbstractContextManager[Attention]:
@@ -143,14 +143,18 @@ class JointHost(ComfyHost):
         """ComfyUI's tokens of a text by loaded encoder, and what the encoders make of them."""
         if text not in self._encoded:
             tokens = literal_tokens(self.clip, text)
+            require_encoders(self.encoders, tokens, FAMILIES[self.family].title)
             clip = self.clip.clone()
             clip.clip_layer(None)
             encoded = clip.encode_from_tokens(without_numbers(tokens), return_dict=True)
+            require_width(self.encoders, bare_network(self.model), encoded["cond"].shape[-1])
             self._encoded = dict([*self._encoded.items(), (text, (loaded_parts(self.clip, tokens), encoded))][-KEPT:])
         return self._encoded[text]
 
     def _blank(self) -> Any:
-        return loaded_parts(self.clip, literal_tokens(self.clip, ""))
+        tokens = literal_tokens(self.clip, "")
+        require_encoders(self.encoders, tokens, FAMILIES[self.family].title)
+        return loaded_parts(self.clip, tokens)
 
     def _tokenizer(self, name: str) -> Any:
         """ComfyUI's tokenizer of an encoder."""

@@ -9,7 +9,7 @@ attention and errors; `comfyui_joint` imports it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..attention.joint import Layout
@@ -26,14 +26,18 @@ LONG = 200  # tokens of one prompt of ours, where the encoder takes hundreds: ab
 class Encoders:
     """Which encoders' tokens make the rows of text, and where.
 
-    `names`: for each stretch of rows the encoder, or several of which the first that is loaded counts (SD 3's CLIP-L
-    and CLIP-G have the same tokens in the same rows); () stands for the only one. `at_end`: the rows end with the
-    encoder's last token, since a template was cut off before them or padding put there; else they begin with its first.
+    `all_of`: the names of all encoders that the family's CLIP has tokens for, of each CLIP that fits. `rows`: for each
+    stretch of rows the encoder, or several of which the first that is loaded counts (SD 3's CLIP-L and CLIP-G have the
+    same tokens in the same rows); empty stands for the only one. `at_end`: the rows end with the encoder's last token,
+    since a template was cut off before them or padding put there; else they begin with its first. `width`: the path of
+    the linear layer that takes the rows, "" where the class itself says what is wrong with them.
     """
 
-    names: tuple[tuple[str, ...], ...] = ((),)
+    all_of: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...] = ()
     at_end: bool = False
     most: int = LONG
+    width: str = "txt_in"
 
 
 class Joint(NamedTuple):
@@ -44,17 +48,34 @@ class Joint(NamedTuple):
     encoders: Encoders
 
 
-T5 = Encoders((("t5xxl",),))
+QWEN, GEMMA = "qwen3_4b", "gemma2_2b"
+T5_ROWS = (("t5xxl",),)
 DOUBLE = {"joint": "double_blocks"}  # of Flux: the blocks after these, with one stream for both, were not studied
 JOINT: dict[str, Joint] = {  # by the class of ComfyUI's BaseModel
-    "SD3": Joint("sd3", Layout({"joint": "joint_blocks"}), Encoders((("l", "g"), ("t5xxl",)), most=MOST_TOKENS)),
-    "Flux": Joint("flux", Layout(DOUBLE, references=True), T5),
-    "Flux2": Joint("flux2", Layout(DOUBLE, references=True), Encoders(at_end=True)),
-    "Chroma": Joint("chroma", Layout(DOUBLE), T5),
-    "QwenImage": Joint("qwen", Layout({"joint": "transformer_blocks"}, references=True), Encoders(at_end=True)),
-    "Lumina2": Joint("lumina2", Layout({"joint": "layers"}, multiple="pad_tokens_multiple"), Encoders()),
-    "Krea2": Joint("krea2", Layout({"joint": "blocks"}, patch="patch"), Encoders(at_end=True)),
-    "Anima": Joint("anima", Layout({"joint": "blocks"}, patch="patch_spatial", inner="cross_attn"), T5),
+    "SD3": Joint(
+        "sd3",
+        Layout({"joint": "joint_blocks"}),
+        Encoders(("g l t5xxl",), (("l", "g"), ("t5xxl",)), most=MOST_TOKENS, width="context_embedder"),
+    ),
+    "Flux": Joint("flux", Layout(DOUBLE, references=True), Encoders(("l t5xxl",), T5_ROWS)),
+    "Flux2": Joint("flux2", Layout(DOUBLE, references=True), Encoders((QWEN, "qwen3_8b", "mistral3_24b"), at_end=True)),
+    "Chroma": Joint("chroma", Layout(DOUBLE), Encoders(("t5xxl",), T5_ROWS)),
+    "QwenImage": Joint(
+        "qwen", Layout({"joint": "transformer_blocks"}, references=True), Encoders(("qwen25_7b",), at_end=True)
+    ),
+    "Lumina2": Joint(
+        "lumina2",
+        Layout({"joint": "layers"}, multiple="pad_tokens_multiple"),
+        Encoders((GEMMA,), width="cap_embedder.1"),
+    ),
+    "Krea2": Joint(
+        "krea2", Layout({"joint": "blocks"}, patch="patch"), Encoders(("qwen3vl_4b",), at_end=True, width="")
+    ),
+    "Anima": Joint(
+        "anima",
+        Layout({"joint": "blocks"}, patch="patch_spatial", inner="cross_attn"),
+        Encoders(("qwen3_06b t5xxl",), T5_ROWS, width=""),
+    ),
 }
 
 
@@ -64,22 +85,37 @@ def joint_of(base: Any, network: Any) -> Joint | None:
     if found is None or getattr(network, "clip_text_pooled_proj", None) is not None:  # NewBie, which has two encoders
         return None
     if found.family == "lumina2" and getattr(network, "pad_tokens_multiple", None):
-        return found._replace(family="zimage")
+        return found._replace(family="zimage", encoders=dataclasses.replace(found.encoders, all_of=(QWEN,)))
     return found
+
+
+def require_encoders(encoders: Encoders, names: Iterable[str], title: str) -> None:
+    """Raises HostError unless a CLIP that makes tokens for `names` is one of the family called `title`."""
+    got = " ".join(sorted(names))
+    if got not in encoders.all_of:
+        wanted = " or ".join(encoders.all_of)
+        raise HostError(
+            f"Expected {title}'s text encoders ({wanted}) in the socket clip, got {got or 'none'}. Connect the CLIP that "
+            "belongs to the model."
+        )
+
+
+def require_width(encoders: Encoders, network: Any, width: int) -> None:
+    """Raises HostError where a network takes rows of text of another width."""
+    layer = network.get_submodule(encoders.width) if encoders.width else None
+    wanted = getattr(layer, "in_features", width)
+    if wanted != width:
+        raise HostError(
+            f"Expected rows of text {wanted} wide from the socket clip, got {width}. Connect the CLIP that belongs to "
+            "the model."
+        )
 
 
 def stretches(encoders: Encoders, tokens: Tokens) -> list[str]:
     """The encoder of each stretch of rows that is there. Raises HostError where none is."""
-    if encoders.names == ((),):
-        if len(tokens) != 1:
-            raise HostError(
-                f"Expected one text encoder in the socket clip, got {_listed(tokens)}. Connect the model's own."
-            )
-        return list(tokens)
-    found = [next((name for name in names if name in tokens), "") for names in encoders.names]
+    found = [next((name for name in names if name in tokens), "") for names in encoders.rows or (tuple(tokens),)]
     if not any(found):
-        wanted = " or ".join(name for names in encoders.names for name in names)
-        raise HostError(f"Expected {wanted} in the socket clip, got {_listed(tokens)}. Connect the model's own CLIP.")
+        raise HostError("Expected a text encoder in the socket clip, got one without any. Load the model's own CLIP.")
     return [name for name in found if name]
 
 
@@ -126,7 +162,3 @@ def _shared(left: Sequence[Any], right: Sequence[Any]) -> int:
 
 def _same(left: Any, right: Any) -> bool:
     return isinstance(left, int) and isinstance(right, int) and left == right
-
-
-def _listed(tokens: Tokens) -> str:
-    return ", ".join(tokens) or "none"

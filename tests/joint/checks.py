@@ -53,7 +53,7 @@ def recording(network: Any, blocks: list[Any], inner: str) -> Iterator[dict[int,
     for i, block in enumerate(blocks):
         part = getattr(block, inner) if inner else block
         handles.append(part.register_forward_pre_hook(lambda *_, i=i: running.append(i)))
-        handles.append(part.register_forward_hook(lambda *_: None if running.pop() >= 0 else None))
+        handles.append(part.register_forward_hook(lambda *_: running.clear()))
     try:
         yield seen
     finally:
@@ -198,13 +198,21 @@ def places(case: Case) -> dict[str, Any]:
     if case.name == "krea2":
         fusion = case.network.txtfusion.refiner_blocks
         case.network.txtfusion.refiner_blocks = torch.nn.ModuleList()
+    if case.inner:
+        for block in case.blocks:
+            block.self_attn.output_proj.weight.zero_()
     try:
         latents = case.latents[:1]
         _, before = case.read(latents, conditioning)
         row, at = conditioning.context.shape[1] - 3, (2, 5)
         changed = conditioning.context.clone()
         changed[:, row] += 5 * torch.randn(changed.shape[2], generator=torch.Generator("cpu").manual_seed(1))
-        _, text = case.read(latents, dataclasses.replace(conditioning, context=changed))
+        after = dataclasses.replace(conditioning, context=changed)
+        if case.inner:
+            weights = conditioning.extras["t5xxl_weights"].clone()
+            weights[row] *= 3
+            after = dataclasses.replace(conditioning, extras={**conditioning.extras, "t5xxl_weights": weights})
+        _, text = case.read(latents, after)
         side = SIZE[0] // case.grid[0]
         patched = latents.clone()
         patched[:, :, at[0] * side, at[1] * side] += 5

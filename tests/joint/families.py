@@ -1,7 +1,7 @@
 """Families of transformers, built small with random weights by ComfyUI's own classes. Run by ComfyUI's interpreter.
 
-Text encoders are ComfyUI's too, with its own tokenizers; Gemma's and Mistral's tokenizers come inside checkpoints, so
-that Lumina 2 and Flux.2 dev are not here with theirs: Lumina's network is, with Z-Image's encoder.
+Text encoders are ComfyUI's too, with its own tokenizers. Gemma's and Mistral's come inside checkpoints: Lumina 2 has a
+small one here, of Gemma's kind and trained for it, and Flux.2 is here as Klein, which has Qwen's.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {  # the class in comfy.suppor
                 "target": "torch.nn.Linear",
                 "params": {"in_features": 4096, "out_features": 128},
             },
-            "pos_embed_max_size": 32,
-            "num_patches": 1024,
+            "pos_embed_max_size": 96,
+            "num_patches": 9216,
             "qk_norm": "rms",
             "x_block_self_attn_layers": [0, 1],
         },
@@ -214,8 +214,9 @@ def clip(name: str) -> Any:
     """ComfyUI's CLIP of a family: its own tokenizer, its own encoder classes at a small size."""
     import comfy.sd
     import comfy.supported_models_base
-    from comfy.text_encoders import anima, flux, krea2, pixart_t5, qwen_image, sd3_clip, z_image
+    from comfy.text_encoders import anima, flux, krea2, lumina2, pixart_t5, qwen_image, sd3_clip, z_image
 
+    tokenizer: dict[str, Any] = {}
     options: dict[str, Any] = {"dtype": torch.float32}
     small_t5 = {"t5xxl_model_config": {**T5, "d_model": 32}}
 
@@ -243,7 +244,11 @@ def clip(name: str) -> Any:
     elif name == "qwen":
         kinds = (qwen_image.QwenImageTokenizer, qwen_image.te())
         options |= llama("qwen25_7b", 1)
-    elif name in ("lumina2", "zimage"):
+    elif name == "lumina2":
+        kinds = (lumina2.LuminaTokenizer, lumina2.te())
+        options |= llama("gemma2_2b", 3)
+        tokenizer = gemma_like()
+    elif name == "zimage":
         kinds = (z_image.ZImageTokenizer, z_image.te())
         options |= llama("qwen3_4b", 3)
     elif name == "krea2":
@@ -252,6 +257,35 @@ def clip(name: str) -> Any:
     else:
         kinds = (anima.AnimaTokenizer, anima.te())
         options |= llama("qwen3_06b", 1, hidden_size=1024)
-    found = comfy.sd.CLIP(comfy.supported_models_base.ClipTarget(*kinds), model_options=options)
+    target = comfy.supported_models_base.ClipTarget(*kinds)
+    found = comfy.sd.CLIP(target, model_options=options, tokenizer_data=tokenizer)
     randomise(found.cond_stage_model, seed=7)
     return found
+
+
+def gemma_like() -> dict[str, Any]:
+    """A sentencepiece model of Gemma's kind (byte-pair encoding, no space put before a text), as a checkpoint has it."""
+    import io
+
+    import sentencepiece
+
+    words = (
+        "a photo of the red dog and cat green grass tree photograph other object background ground building wall sky"
+    )
+    sentences = [" ".join(words.split()[i:] + words.split()[:i]) for i in range(len(words.split()))] * 5
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences),
+        model_writer=model,
+        vocab_size=420,
+        model_type="bpe",
+        byte_fallback=True,
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        pad_id=0,
+        eos_id=1,
+        bos_id=2,
+        unk_id=3,
+        minloglevel=2,
+    )
+    return {"spiece_model": torch.frombuffer(bytearray(model.getvalue()), dtype=torch.uint8)}

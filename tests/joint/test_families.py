@@ -1,0 +1,135 @@
+"""What is read of every family of transformers equals an explicit computation, in ComfyUI's own classes.
+
+`checks.py` runs in ComfyUI's interpreter; here its figures are judged.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comfyui import host
+
+pytestmark = [pytest.mark.host, pytest.mark.slow]
+CASES = ("sd3", "sd3+t5", "flux", "flux2", "chroma", "qwen", "lumina2", "zimage", "krea2", "anima")
+TITLES = {
+    "sd3": "SD 3",
+    "flux": "Flux.1",
+    "flux2": "Flux.2",
+    "chroma": "Chroma",
+    "qwen": "Qwen-Image",
+    "lumina2": "Lumina 2",
+    "zimage": "Z-Image",
+    "krea2": "Krea 2",
+    "anima": "Anima",
+}
+JOINT = {"another block", "softmax over the text alone", "picture before text", "rotary left out"}
+WRONG = {  # by family, the variants that must fail, where they are not JOINT
+    "sd3": JOINT - {"rotary left out"},
+    "sd3+t5": JOINT - {"rotary left out"},
+    "zimage": JOINT | {"caption padding counted", "caption padding forgotten", "picture padding kept"},
+    "anima": {"another block"},
+}
+AFTER_A_TEMPLATE = {"flux2", "lumina2", "zimage"}  # whose template stays in the rows; Qwen-Image and Krea 2 cut it off
+NAIVE = {"dog": 5, "grass": 9}  # the tokens of the words, counted from the beginning of the text
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """All figures of all families."""
+    if reason := host.reason_to_skip():
+        pytest.skip(reason)
+    folder = host.folder()
+    assert folder is not None
+    out = tmp_path_factory.mktemp("joint") / "figures.json"
+    script = Path(__file__).parent / "checks.py"
+    command = [str(host.interpreter(folder)), str(script), str(folder), str(out), *CASES]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+    return found
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest, figures: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A family's name and its figures."""
+    found = figures[request.param]
+    assert "failed" not in found, found
+    return request.param, found
+
+
+def test_maps_are_those_of_an_explicit_softmax(case: tuple[str, dict[str, Any]]) -> None:
+    name, found = case
+    maps = found["maps"]
+    assert maps["error"] < 1e-6, maps
+    assert maps.get("self", 0) < 1e-6, maps
+    assert maps["largest"] > 1e-3
+    assert set(maps["wrong"]) == WRONG.get(name, JOINT)
+    assert all(distance > 1e-4 for distance in maps["wrong"].values()), maps["wrong"]
+
+
+def test_the_second_attention_of_sd_3_5_medium_is_left_out(figures: dict[str, Any]) -> None:
+    assert figures["sd3"]["maps"]["calls"] == [2, 2, 1]
+
+
+def test_rows_of_text_and_of_the_picture_are_where_they_are_looked_for(case: tuple[str, dict[str, Any]]) -> None:
+    for changed, expected in case[1]["places"].values():
+        assert changed == expected
+
+
+def test_words_are_the_rows_that_change_with_them(case: tuple[str, dict[str, Any]]) -> None:
+    name, found = case
+    words = found["words"]
+    assert words["found"] == words["changed"]
+    assert words["same"]
+    assert words["made"] == ([2, 4] if name == "sd3+t5" else [1, 2])
+    shifted = {word: [row - NAIVE[word] for row in rows] for word, rows in words["found"].items()}
+    if name in AFTER_A_TEMPLATE:
+        assert shifted["dog"] == shifted["grass"] == [3]
+
+
+def test_reference_pictures_are_cut_off(figures: dict[str, Any]) -> None:
+    for name in ("flux", "flux2", "qwen"):
+        found = figures[name]["references"]
+        assert found["error"] < 1e-5
+        assert found["rows"][0] < found["rows"][1]  # with those of the reference
+
+
+def test_the_sampler_s_picture_stays_the_same_to_the_bit(case: tuple[str, dict[str, Any]]) -> None:
+    name, found = case
+    sampling = found["sampling"]
+    assert sampling["bit_equal"] == [True, True]
+    assert sampling["others"]["before"] > 0
+    assert (sampling["others"]["inside"] > 0) == (not name.startswith("sd3"))  # which has no such wrapper
+    assert sampling["steps"] == 3
+
+
+def test_captured_words_need_no_pass_and_others_take_one(case: tuple[str, dict[str, Any]]) -> None:
+    name, found = case
+    sampling = found["sampling"]
+    assert sampling["notes"] == ['read from the sampling itself: "dog", "grass"']
+    cell = 16 if name == "flux2" else 8
+    assert sampling["captured"] == [3, 2, 12 * cell, 20 * cell]
+    assert sampling["finite"]
+    assert sampling["differ"] > 0.1
+
+
+def test_the_report_names_the_family_and_whether_constants_are_published(case: tuple[str, dict[str, Any]]) -> None:
+    name, found = case
+    described = found["sampling"]["described"]
+    assert described.startswith(f"{TITLES[name.partition('+')[0]]}: attention of its blocks ")
+    assert "guess" in described  # no model here has the depth that was studied; Chroma's constants are Flux.1's
+    assert (", 16, 17, 18 of 19" in described) == (name == "chroma")
+
+
+def test_timesteps_go_through_the_model_s_own_schedule(case: tuple[str, dict[str, Any]]) -> None:
+    sampling = case[1]["sampling"]
+    at = 260 if case[0].startswith("sd3") else 500
+    shifts = {"flux": 0.7595, "flux2": 0.8829, "zimage": 0.75, "lumina2": 0.8571, "qwen": 0.7595}
+    assert sampling["step"] == pytest.approx(at, abs=1.5)
+    if case[0] in shifts:
+        assert sampling["noise"] == pytest.approx(shifts[case[0]], abs=1e-3)
