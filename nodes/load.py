@@ -64,7 +64,8 @@ class LoadHead(io.ComfyNode):
                     "head",
                     options=head_names(),
                     default=ATTENTION,
-                    tooltip="attention reads the model's own attention: SD 1.x, 2.x and SDXL, nothing to download. "
+                    tooltip="attention reads the model's own attention: SD 1.x, 2.x, SDXL, SD 3, Flux, "
+                    "Qwen-Image, Z-Image and others, nothing to download. "
                     "tiny is trained for the Tiny World. Files come from models/ldznet. The published head for SD 1.x: "
                     "download LDZNet_txt2mask.ckpt and run, in the pack's folder, "
                     "python install.py convert LDZNet_txt2mask.ckpt --dtype float16. The help page says more.",

@@ -39,7 +39,7 @@ def model_inputs(raw: dict[str, bool] | None = None) -> list[Any]:
             "model",
             extra_dict=raw,
             tooltip="The model whose features are read: SD 1.x, or with "
-            "the head attention also SD 2.x and SDXL. LoRAs are kept.",
+            "the head attention also SD 2.x, SDXL, SD 3, Flux, Qwen-Image, Z-Image and others. LoRAs are kept.",
         ),
         io.Clip.Input("clip", extra_dict=raw, tooltip="The model's text encoder. Its last layer is used."),
     ]

@@ -121,6 +121,10 @@ class Studied(NamedTuple):
     source: str
 
 
+SYSTEM_PROMPTS = {  # what a family was trained to find before every prompt, where its host's tokenizer does not put it
+    "lumina2": "You are an assistant designed to generate superior images with the superior degree of image-text "
+    "alignment based on textual prompts or user prompts. <Prompt Start>",
+}
 HALF = 500  # the timestep where nothing was published: half of a schedule before a model's shift
 CONCEPTS = "published: ConceptAttention, arXiv 2502.04320, and its code"
 STUDIED = {
@@ -171,6 +175,7 @@ def joint_config(host: JointHost) -> AttentionConfig:
         in_channels=host.latent_channels,
         pixels_per_latent=host.pixels_per_latent,
         source=studied.source,
+        opening=" ".join([*SYSTEM_PROMPTS.get(host.family, "").split(), SD.opening]),
     )
 
 

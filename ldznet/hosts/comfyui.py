@@ -121,10 +121,10 @@ class RunningHead(TrainedHead):
     def fitted_to(self, host: Host) -> RunningHead:
         """Itself; raises HostError for a model of a family that the head does not fit."""
         if not FAMILIES[host.family].has_trained_heads:
-            got = named_width(host.context_dim)
+            got = named_width(host.context_dim) if host.context_dim else FAMILIES[host.family].title
             raise HostError(
                 f"Expected an SD 1.x UNet (context width 768) in the socket model, got {got}. No trained head fits it "
-                "yet: load an SD 1.x checkpoint, or take the head attention (no download) for SD 2.x and SDXL."
+                "yet: load an SD 1.x checkpoint, or take the head attention (no download) for this model."
             )
         return super().fitted_to(host)
 

@@ -18,6 +18,8 @@ from ..shapes import Float
 GREY = (0.8223, -0.6876, 0.6364, 0.1380)  # model-space latents of a grey image, ComfyUI's blank_inpaint_image_like
 IN_CHANNELS = (4, INPAINTING_CHANNELS := 9)  # the latents; for inpainting a mask and the masked image's latents too
 
+TRANSFORMERS = ", ".join(family.title for family in FAMILIES.values() if not family.context_dim)
+
 # What a UNet of each family is, where that is one of diffusers' defaults or tells it from other families and variants.
 COMMON: dict[str, Any] = {"layers_per_block": 2, "class_embed_type": None, "encoder_hid_dim_type": None}
 FACTS: dict[str, dict[str, Any]] = {
@@ -72,8 +74,8 @@ def no_host(got: str) -> HostError:
 def no_loaded_model(got: str) -> HostError:
     """As `no_host`, for what is loaded in ComfyUI: it says what works beside that model."""
     return HostError(
-        f"Expected a Stable Diffusion (1.x, 2.x or SDXL) in the socket model, got {got}, which no head reads yet. A "
-        "Stable Diffusion beside it segments any picture: give Segment by Text model, clip and vae of a Load "
+        f"Expected a Stable Diffusion or one of {TRANSFORMERS} in the socket model, got {got}, which no head reads "
+        "yet. A Stable Diffusion beside it segments any picture: give Segment by Text model, clip and vae of a Load "
         "Checkpoint, and the picture itself (from VAE Decode or Load Image) as image, without a latent. Workflow 8 "
         "shows it."
     )

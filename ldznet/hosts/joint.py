@@ -95,8 +95,8 @@ def require_encoders(encoders: Encoders, names: Iterable[str], title: str) -> No
     if got not in encoders.all_of:
         wanted = " or ".join(encoders.all_of)
         raise HostError(
-            f"Expected {title}'s text encoders ({wanted}) in the socket clip, got {got or 'none'}. Connect the CLIP that "
-            "belongs to the model."
+            f"Expected {title}'s text encoders ({wanted}) in the socket clip, got {got or 'none'}. Connect the CLIP "
+            "that belongs to the model."
         )
 
 

@@ -264,7 +264,7 @@ def clip(name: str) -> Any:
 
 
 def gemma_like() -> dict[str, Any]:
-    """A sentencepiece model of Gemma's kind (byte-pair encoding, no space put before a text), as a checkpoint has it."""
+    """A sentencepiece model of Gemma's kind (byte pairs, no space put before a text), as a checkpoint has it."""
     import io
 
     import sentencepiece

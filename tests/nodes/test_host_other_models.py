@@ -1,4 +1,4 @@
-"""A model that no head reads, such as the one that ComfyUI opens with: what is said of it, and what works beside it."""
+"""A model that no head reads: what is said of it, and what works beside it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HEADS = ["attention (no download)", "tiny (embedded)"]
 
 
 def beside(head: str = HEADS[0], **links: Any) -> graphs.Prompt:
-    """Segment by Text with a head, and a small Z-Image with its VAE in the same graph; `links` replace some."""
+    """Segment by Text with a head, and a small relative of Z-Image with its VAE beside; `links` replace some."""
     prompt = {**graphs.base(), "head": graphs.node("LDZNetLoadHead", head=head), "other": graphs.node("ProbeZImage")}
     prompt["picture"] = graphs.node("EmptyImage", width=128, height=128, batch_size=1, color=0x40A040)
     prompt["latent"] = graphs.node("ProbeLatent", shape="1 16 16 16", fill=0.5)

@@ -288,11 +288,13 @@ ZIMAGE = {
     "ffn_dim_multiplier": 8 / 3,
     "z_image_modulation": True,
     "time_scale": 1000.0,
+    "clip_text_dim": 32,
 }
 
 
 class ProbeZImage:
-    """A small Z-Image, and a VAE whose latents have its 16 channels: neither can paint or encode anything."""
+    """A small relative of Z-Image that no head reads (as NewBie: two text encoders), and a VAE whose latents
+    have its 16 channels: neither can paint or encode anything."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL", "VAE"), "make", "probe"
 
@@ -312,6 +314,37 @@ class ProbeZImage:
         config.set_inference_dtype(torch.float32, None)
         base = config.get_model({"nothing": torch.zeros(1)}, "nowhere.", device="cpu")
         return comfy.model_patcher.ModelPatcher(base, torch.device("cpu"), torch.device("cpu")), Wide()
+
+
+class ProbeTransformer:
+    """A small transformer of random weights with its text encoder: ComfyUI's own classes. Its VAE encodes nothing."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL", "CLIP", "VAE"), "make", "probe"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"family": ("STRING", {})}}
+
+    def make(self, family):
+        import importlib.util
+        import pathlib
+
+        path = pathlib.Path(__file__).resolve().parents[2] / "joint" / "families.py"
+        spec = importlib.util.spec_from_file_location("ldznet_probe_families", path)
+        families = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(families)
+        name, _, variant = family.partition(" ")
+        sizes = {"clip_text_dim": 32} if variant == "relative" else {}
+        model = families.model(name, **sizes)
+        latents = model.model.latent_format
+
+        class Wide:
+            def encode(self, image):
+                cell, frames = latents.spacial_downscale_ratio, [1] * (latents.latent_dimensions == 3)
+                size = image.shape[1] // cell, image.shape[2] // cell
+                return torch.ones(len(image), latents.latent_channels, *frames, *size)
+
+        return model, families.clip(name), Wide()
 
 
 class ProbeFamily:
@@ -377,6 +410,7 @@ NODE_CLASS_MAPPINGS = {
     **models.NODES,
     **beside.NODES,
     "ProbeFamily": ProbeFamily,
+    "ProbeTransformer": ProbeTransformer,
     "ProbeZImage": ProbeZImage,
     "ProbeSave": ProbeSave,
     "ProbeModel": ProbeModel,

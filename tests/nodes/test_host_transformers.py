@@ -1,0 +1,107 @@
+"""The attention head on transformers of random weights in a real ComfyUI: its nodes from end to end, and its refusals.
+
+What is read is right by tests/joint; here it is that the nodes accept these models, their latents and their pictures.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from comfyui import graphs, host
+
+pytestmark = pytest.mark.host
+
+CELLS = {"zimage": 8, "qwen": 8, "flux2": 16}  # pixels of a latent
+CHANNELS = {"zimage": 16, "qwen": 16, "flux2": 128}
+TITLES = {"zimage": "Z-Image", "qwen": "Qwen-Image", "flux2": "Flux.2"}
+
+
+def prompted(family: str, height: int = 12, width: int = 20, batch: int = 1) -> graphs.Prompt:
+    """A sampler of three steps under a capture; "latent" has `height` x `width` latent pixels."""
+    shape = f"{batch} {CHANNELS[family]} {height} {width}"
+    prompt = {
+        "model": graphs.node("ProbeTransformer", family=family),
+        "head": graphs.node("LDZNetLoadHead", head="attention (no download)"),
+        "positive": graphs.node("CLIPTextEncode", clip=["model", 1], text="a photo of a red dog, green grass"),
+        "negative": graphs.node("CLIPTextEncode", clip=["model", 1], text=""),
+        "size": graphs.node("ProbeLatent", shape=shape, fill=0.0),
+        "capture": graphs.node("LDZNetCapture", model=["model", 0], head=["head", 0]),
+    }
+    prompt["latent"] = graphs.sampler(["capture", 0], ["size", 0], steps=3)
+    return prompt
+
+
+def given(family: str, **links: Any) -> graphs.Prompt:
+    """Segment by Text of a family's model, under "segment"."""
+    prompt = prompted(family)
+    links = {"model": ["model", 0], "clip": ["model", 1], "latent": ["size", 0], **links}
+    return {**prompt, "segment": graphs.segment("dog\ngrass", **links)}
+
+
+def shown(server: host.Server, prompt: graphs.Prompt) -> tuple[torch.Tensor, str]:
+    """Probabilities and report of the node under "segment"."""
+    prompt |= {"show": graphs.save(["segment", 2], "maps"), "state": graphs.save(["segment", 4], "report")}
+    failed = host.error_of(server.run(prompt))
+    assert failed is None, failed
+    return server.saved("maps")[0]["probabilities"], server.saved("report")[0]
+
+
+@pytest.mark.parametrize("family", CELLS)
+def test_words_of_the_prompt_are_read_while_it_samples(server: host.Server, family: str) -> None:
+    prompt = prompted(family, batch=2)
+    links = {"latent": ["latent", 0], "capture": ["capture", 1], "clip": ["model", 1]}
+    prompt["segment"] = graphs.node("LDZNetSegmentCaptured", **links, text="", threshold=0.5)
+    maps, report = shown(server, prompt)
+    assert maps.shape == (2, 2, 12 * CELLS[family], 20 * CELLS[family])
+    assert maps[0].std() > 0.05
+    assert not torch.equal(maps[0], maps[1])
+    assert 'read from the sampling itself: "a red dog", "green grass"' in report
+    assert f"{TITLES[family]}: attention of its blocks 1 of 3 at t = 500 (a guess" in report
+
+
+@pytest.mark.parametrize("family", CELLS)
+def test_latents_and_pictures_are_segmented(server: host.Server, family: str) -> None:
+    cell = CELLS[family]
+    maps, report = shown(server, given(family))
+    assert maps.shape == (1, 2, 12 * cell, 20 * cell)
+    assert maps.std() > 0.05
+    assert f"{TITLES[family]}: attention of its blocks" in report
+    prompt = given(family, latent=None, image=["picture", 0], vae=["model", 2])
+    prompt["picture"] = graphs.node("EmptyImage", width=100, height=70, batch_size=1, color=0x40A040)
+    maps, _ = shown(server, prompt)
+    assert maps.shape == (1, 2, 70, 100)
+
+
+def test_another_sort_of_phrase_takes_one_pass(server: host.Server) -> None:
+    prompt = prompted("zimage")
+    links = {"latent": ["latent", 0], "capture": ["capture", 1], "clip": ["model", 1]}
+    prompt["segment"] = graphs.node("LDZNetSegmentCaptured", **links, text="dog\na house", threshold=0.5)
+    maps, report = shown(server, prompt)
+    assert 'read from the sampling itself: "dog"' in report
+    assert maps.shape == (1, 2, 96, 160)
+
+
+@pytest.mark.parametrize(
+    ("links", "family", "wanted"),
+    [
+        ({"clip": ["world", 1]}, "zimage", r"Expected Z-Image's text encoders \(qwen3_4b\) in the socket clip, got l"),
+        ({"clip": ["other", 1]}, "zimage", r"rows of text 32 wide from the socket clip, got 96"),
+        ({"head": ["tiny", 0]}, "zimage", r"Expected an SD 1.x UNet.*got Z-Image.*take the head attention"),
+        ({"latent": ["video", 0]}, "qwen", r"Expected latents of pictures, b c h w, got \(1, 16, 5, 12, 20\)"),
+        ({"latent": ["size", 0]}, "lumina2 relative", r"Expected a Stable Diffusion or one of SD 3, .*got a NextDiT"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_one_sentence(
+    server: host.Server, links: dict[str, Any], family: str, wanted: str
+) -> None:
+    prompt = given("qwen" if family == "qwen" else "zimage", **links)
+    prompt["model"] = graphs.node("ProbeTransformer", family=family)
+    prompt["world"] = graphs.node("LDZNetTinyWorld")
+    prompt["other"] = graphs.node("ProbeTransformer", family="flux2")
+    prompt["tiny"] = graphs.node("LDZNetLoadHead", head="tiny (embedded)")
+    prompt["video"] = graphs.node("ProbeLatent", shape="1 16 5 12 20", fill=0.0)
+    failed = host.error_of(server.run({**prompt, "show": graphs.save(["segment", 4], "report")})) or ""
+    assert re.search(wanted, failed), failed
