@@ -260,12 +260,12 @@ class ComfyHost:
         memory.load_models_gpu([self.model], memory_required=OVERHEAD * base.memory_required(list(latents.shape)))
         latents = latents.to(self.device)
         sigmas = self._sigmas(timesteps).to(self.device, torch.float32)
-        conds = self._conds(latents, conditioning)
-        inputs = {
-            name: cond.process_cond(batch_size=len(latents), device=self.device, area=None).cond
-            for name, cond in conds.items()
-        }
+        inputs = self._inputs(self._conds(latents, conditioning), len(latents))
         return lambda: base.apply_model(latents, sigmas, **inputs)
+
+    def _inputs(self, conds: Mapping[str, Any], batch: int) -> dict[str, Any]:
+        """What the model is called with."""
+        return {name: cond.cond for name, cond in conds.items()}
 
     def _conds(self, latents: Tensor, conditioning: Conditioning) -> dict[str, Any]:
         """What the model makes of a conditioning, as its samplers ask it."""

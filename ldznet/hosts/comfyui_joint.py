@@ -7,7 +7,7 @@ no comfy. Only `nodes/` may import it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -125,6 +125,11 @@ class JointHost(ComfyHost):
 
     def _pass(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Callable[[], Any]:
         return super()._pass(in_model_dimensions(self.model, latents), timesteps, conditioning)
+
+    def _inputs(self, conds: Mapping[str, Any], batch: int) -> dict[str, Any]:
+        """As ComfyHost's; some of these models' conditions are of one row whatever the batch."""
+        rows = {"batch_size": batch, "device": self.device, "area": None}
+        return {name: cond.process_cond(**rows).cond for name, cond in conds.items()}
 
     def _rows(self, text: str) -> Rows:
         """By a text that this host encodes."""
