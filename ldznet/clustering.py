@@ -50,7 +50,7 @@ class ClusterHead:
         """The head for this host. Raises HostError for one that does not show its attention."""
         if not isinstance(host, AttentionHost):
             raise HostError(f"Expected a Stable Diffusion host, got {type(host).__name__}.")
-        return ClusterHead(self.kind, config_for(host.family))
+        return ClusterHead(self.kind, config_for(host))
 
     @torch.no_grad()
     def segment(

@@ -36,8 +36,8 @@ class Segmented:
     offset: Size = (0, 0)
     notes: tuple[str, ...] = ()  # how it was made, where that is to be said
     threshold: float = 0.5  # of the node that segmented: what the nodes after it follow unless they have their own
-    cell: int = PIXELS_PER_LATENT  # the side of a latent pixel in the picture, which VAE Encode cuts to multiples of
     picture: UInt8[Tensor, "b 3 h w"] | None = None  # `small`, of what was segmented: to be seen below the masks
+    cell: int = PIXELS_PER_LATENT  # the side of a latent pixel in the picture, which VAE Encode cuts to multiples of
 
     def remarks(self) -> list[str]:
         """What is to be said beside scores and areas: below the report, and below the legend of a preview."""

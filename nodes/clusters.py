@@ -87,7 +87,7 @@ class RegionsWithoutWords(io.ComfyNode):
             host = comfyui.ComfyHost(model, clip, vae)
             predictor = Predictor(host, head, seed=seed, progress=comfyui.Progress())
         names = [f"region {i + 1}" for i in range(count)]
-        return io.NodeOutput(soft_maps(predictor, comfyui.attention_head(model), names, samples, image))
+        return io.NodeOutput(soft_maps(predictor, names, samples, image))
 
 
 class SmoothOverFrames(io.ComfyNode):

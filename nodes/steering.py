@@ -249,7 +249,7 @@ class _looking:
         from ..ldznet.hosts import comfyui, comfyui_steering
 
         head = head or comfyui.attention_head(model)
-        require_latents(head)
+        require_latents(head.config)
         self.clip, self.head, self.phrases = clip, head, phrases
         self.encoded: dict[str, dict[str, torch.Tensor]] = {}
         host = comfyui_steering.SamplingHost(model, clip, self.encoded)
