@@ -50,6 +50,7 @@ from ..tinyworld import world
 from .comfyui_capture import applying_into, calling_into, sampling_into
 from .comfyui_world import TinySD15, patcher
 from .families import no_loaded_model
+from .joint import joint_of
 from .memo import Memo
 
 __all__ = [
@@ -458,6 +459,13 @@ def _uncompiled(base: Any) -> Iterator[Any]:
 def family_of(model: Any) -> str:
     """ "tiny", "sd1", "sd2" or "sdxl"; raises HostError that says what came for any other MODEL."""
     unet, config = bare_network(model), model.model.model_config.unet_config
+    joint = joint_of(model.model, unet)
+    if joint is not None:
+        title = FAMILIES[joint.family].title
+        raise HostError(
+            f"Expected a UNet (SD 1.x, SD 2.x or SDXL) in the socket model, got {title}: of all nodes here, Segment by "
+            "Text, Capture While Sampling and Segment Captured read it, and this one does not yet."
+        )
     if type(unet).__name__ != "UNetModel":
         raise no_loaded_model(f"a {type(unet).__name__}")
     if isinstance(model.model.model_config, TinySD15) and config["context_dim"] == world.UNET.context_dim:
