@@ -113,6 +113,7 @@ class Capture:
     """
 
     head: Any = None  # that a host made the capture for, kept for whoever reads it without one of their own
+    reading = True  # whether calls are read
 
     def __init__(self, model: Any, blocks: Sequence[str], timestep: int) -> None:
         self.model, self.blocks, self.timestep = model, tuple(blocks), timestep
@@ -138,7 +139,7 @@ class Capture:
         It runs once, undisturbed, whatever another pack makes of it: what that skips, merges or tiles is not read.
         """
         run = self._running
-        if run is None:
+        if run is None or not self.reading:
             return execute()
         distance = abs(step - self.timestep)
         with contextlib.ExitStack() as stack:
@@ -150,6 +151,11 @@ class Capture:
         if kept:
             run.keep(step, distance, kept)
         return answer
+
+    @property
+    def present(self) -> Run | None:
+        """The run that calls are read into now."""
+        return self._running
 
     def returned(self, samples: Float[Tensor, "b c h w"]) -> list[Run]:
         """The runs that returned `samples`, in the scale of the host's own latents; the latest last."""

@@ -51,10 +51,9 @@ class Run:
     sigma: float = math.inf  # of the present call
     estimate: Float[Tensor, "b c h w"] | None = None  # in model space
     looks: list[int] = field(default_factory=list)  # the steps before which it was looked at
-    found: Segmentation | None = None  # the latest
-    areas: Float[Tensor, "b r h w"] | None = (
-        None  # of the regions, see `areas_of`; None where there is nothing to steer
-    )
+    found: Segmentation | None = None  # at the first look
+    notes: list[str] = field(default_factory=list)  # on how that was found
+    areas: Float[Tensor, "b r h w"] | None = None  # of the regions (`areas_of`); None: there is nothing to steer
     samples: list[Tensor] = field(default_factory=list)  # what the sampler returned, in the host's own scale
     sized: dict[Size, Tensor] = field(default_factory=dict)  # `areas` at the sizes that were asked for
 
@@ -152,7 +151,7 @@ def lines_of(run: Run, regions: Sequence[Region]) -> list[str]:
             )
         else:
             lines.append(f'"{region.phrase}": not found after {run.looks[0]} of {run.steps} steps, nothing is changed')
-    return lines
+    return [*lines, *run.notes]
 
 
 def missing_in(found: Segmentation, run: Run) -> str:

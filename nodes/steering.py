@@ -76,6 +76,7 @@ class RegionPromptsWhileSampling(io.ComfyNode):
                 ),
                 _head_input(),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[
                 io.Model.Output("steered_model", display_name="model", tooltip="For the sampler."),
                 SteeringType.Output("steering", display_name="steering", tooltip="For Regions Found."),
@@ -111,6 +112,8 @@ class RegionPromptsWhileSampling(io.ComfyNode):
         kind = comfyui_steering.BY_WAY[way]
         steering = kind(Plan(after / 100, refresh), look, areas, texts)
         steering.regions, steering.threshold = pairs, threshold
+        if look.head.reads_attention:
+            look.words = steering.words = comfyui_steering.Words(model, clip, look.config, cls.hidden.unique_id)
         return io.NodeOutput(comfyui_steering.steered(model, steering, look.additional), steering)
 
 
@@ -254,10 +257,11 @@ class _looking:
         self.encoded: dict[str, dict[str, torch.Tensor]] = {}
         host = comfyui_steering.SamplingHost(model, clip, self.encoded)
         with socket("head"):
-            config = Predictor(host, head.running()).config
+            self.config = Predictor(host, head.running()).config
         with socket("clip"):
-            host.encode(config, phrases)
-        self.calibrated = config.calibrated
+            host.encode(self.config, phrases)
+        self.words: Any = None
+        self.calibrated = self.config.calibrated
         self.additional = [] if head.reads_attention else [head.patcher]
 
     def __call__(self, guider: Any, run: Run) -> Segmentation:
@@ -265,7 +269,10 @@ class _looking:
 
         host = comfyui_steering.SamplingHost(guider.model_patcher, self.clip, self.encoded)
         predictor = Predictor(host, self.head.running())
-        predictor.set_latents(run.estimate)
+        seen = None if self.words is None else self.words.seen(host, self.phrases)
+        if seen is not None and seen.captured is not None:
+            run.notes = seen.notes
+        predictor.set_latents(run.estimate, captured=None if seen is None else seen.captured)
         return predictor.predict(self.phrases)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,6 +69,7 @@ __all__ = [
     "model_space",
     "open_head",
     "raise_if_cancelled",
+    "running_prompt",
     "sampler_names",
     "typed",
     "with_wrappers",
@@ -430,6 +432,16 @@ def graph_of(hidden: Any) -> dict[str, Any]:
     """The nodes of the prompt that is executed, with all that others expanded to; `hidden` is a node's own."""
     whole = hidden.dynprompt
     return {} if whole is None else {node_id: whole.get_node(node_id) for node_id in sorted(whole.all_node_ids())}
+
+
+def running_prompt() -> Mapping[str, Any]:
+    """The prompt that ComfyUI is executing, as it was queued; empty where it cannot be told."""
+    context, server = get_executing_context(), sys.modules.get("server")
+    instance = getattr(getattr(server, "PromptServer", None), "instance", None)
+    if context is None or instance is None:
+        return {}
+    queued = instance.prompt_queue.get_current_queue_volatile()[0]
+    return next((item[2] for item in queued if item[1] == context.prompt_id), {})
 
 
 def executing_node() -> Any:

@@ -18,17 +18,27 @@ from torch import Tensor
 
 from ..attention import AttentionConfig
 from ..attention.prompts import prompts_of
-from ..capture import same
+from ..capture import AttentionCapture, Typed, same
 from ..config import HeadConfig
 from ..phrases import fill, read, terms_of
 from ..segmentation import Segmentation
 from ..shapes import Float, Size
 from ..steering import Plan, Region, Run, grid_of, mixed
 from ..taps import spatial_transformers
-from .comfyui import ComfyHost, cross_attention, executing_node, with_wrappers
-from .comfyui_capture import REGION, run_through
+from .comfyui import (
+    ComfyHost,
+    cross_attention,
+    executing_node,
+    running_prompt,
+    timesteps_of,
+    typed,
+    with_wrappers,
+)
+from .comfyui_capture import REGION, Seen, calling_into, run_through, sampling_into, words_of
+from .comfyui_graph import encoders_of
 
 KEY = "ldznet_steering"
+WORDS_KEY = "ldznet_steering_words"
 KEPT = 8  # runs
 
 Look = Callable[[Any, Run], Segmentation]
@@ -69,6 +79,37 @@ class SamplingHost(ComfyHost):
             self.condition([prompt.text for prompt in prompts_of(terms, config, self.tokenize)])
 
 
+class Words:
+    """The attention that the sampler's own calls pay to the words of its prompt, so that finding those takes no pass.
+
+    `node` is the id of the node whose MODEL samplers get: from there the graph that runs is walked to its prompts.
+    """
+
+    def __init__(self, model: Any, clip: Any, config: AttentionConfig, node: Any) -> None:
+        host = ComfyHost(model)
+        self.capture, self.clip, self.node = AttentionCapture(model, config, host.specs), clip, node
+        self.said: list[Typed] = []
+        self._timesteps = timesteps_of(model)
+
+    def begin(self, plan: Plan, sigmas: Tensor) -> None:
+        """Before a run: its prompts are encoded, and self-attention is to be that of the step before the first look."""
+        encoders = encoders_of(running_prompt(), [str(self.node), 0])
+        texts = [encoder.text for encoder in encoders if isinstance(encoder.text, str)]
+        self.said = [typed(self.clip, text) for text in dict.fromkeys(texts)]
+        steps = self._timesteps(sigmas)
+        self.capture.timestep = round(steps[min(plan.first(len(steps)), len(steps)) - 1]) if steps else 0
+        self.capture.reading = bool(self.said)
+
+    def seen(self, host: ComfyHost, phrases: Sequence[str]) -> Seen:
+        """What the run has shown so far of those of `phrases` that stand in its prompts."""
+        return words_of(self.capture, self.capture.present, self.said, phrases, host)
+
+    def wrappers(self) -> dict[str, Any]:
+        """As `capturing` hangs them into a MODEL."""
+        sampling = sampling_into(self.capture, executing_node, self._timesteps)
+        return {"OUTER_SAMPLE": sampling, "DIFFUSION_MODEL": calling_into(self.capture)}
+
+
 class Steering:
     """What the samplers of one patched MODEL found: the latest run of each. `regions`, `threshold` and `model` are kept
     for whoever reads that."""
@@ -76,6 +117,7 @@ class Steering:
     regions: Sequence[Region] = ()
     threshold = 0.5
     model: Any = None
+    words: Words | None = None
 
     def __init__(self, plan: Plan, look: Look, areas: Areas, texts: Sequence[Text] = ()) -> None:
         """`look(guider, run)` segments a run's estimate; it may raise, which ends the run. `areas(found, size)` says
@@ -96,10 +138,14 @@ class Steering:
         before, run = self._run, Run([float(level) for level in sigmas], self.plan)
         self._run, key = run, executing_node()
         self.done.pop(key, None)
+        if self.words is not None:
+            self.words.begin(self.plan, sigmas)
         try:
             samples, denoised = run_through(executor, noise, latent_image, sampler, sigmas, *rest, **named)
         finally:
             self._run = before
+            if self.words is not None:
+                self.words.capture.done.clear()
         run.samples, run.estimate = [samples.cpu()], None
         run.sized.clear()
         if denoised is not None:
@@ -118,6 +164,8 @@ class Steering:
         if run.due:
             found = self.look(guider, run)
             run.look(found, self.areas(found, (x.shape[-2], x.shape[-1])))
+            if self.words is not None and not self.plan.every:
+                self.words.capture.reading = False
         options, *others = [*rest, named.pop("model_options", {})][: max(1, len(rest))]
         with self.steered(guider, run, options) as options:
             run.estimate = executor(x, timestep, options, *others, **named)
@@ -266,6 +314,8 @@ def steered(model: Any, steering: Steering, additional: Sequence[Any] = ()) -> A
     """A clone of MODEL whose samplers are looked into; `additional` patchers are loaded along with it."""
     wrappers = {"OUTER_SAMPLE": steering.sample, "SAMPLER_SAMPLE": keeping, "PREDICT_NOISE": steering.predict}
     clone, steering.model = with_wrappers(model, KEY, wrappers), model
+    if steering.words is not None:
+        clone = with_wrappers(clone, WORDS_KEY, steering.words.wrappers())
     if additional:
         clone.set_additional_models(KEY, list(additional))
     return clone

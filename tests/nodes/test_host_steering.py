@@ -289,3 +289,16 @@ def test_attention_cannot_tell_what_is_missing(server: host.Server) -> None:
     prompt["latent"]["inputs"]["model"] = ["stop", 0]
     prompt["save"] = graphs.save(["latent", 0], "latents")
     assert "Expected a head that tells what is absent" in (host.error_of(server.run(prompt)) or "")
+
+
+def test_words_of_the_prompt_take_no_pass(server: host.Server) -> None:
+    """Read from the sampler's own calls, the graph walked to its prompt; edited, the new words count."""
+    prompt = steered(f"{PHRASE} => {OTHER}", head=None)
+    run(server, prompt)
+    assert server.saved("report")[0].endswith(f'read from the sampling itself: "{PHRASE}"')
+    prompt["positive"]["inputs"]["text"] = "a photo of a red star on snow"
+    run(server, prompt)
+    assert "read from the sampling itself: no phrase" in server.saved("report")[0]
+    prompt["steer"]["inputs"]["regions"] = f"snow => {OTHER}"
+    run(server, prompt)
+    assert server.saved("report")[0].endswith('read from the sampling itself: "snow"')

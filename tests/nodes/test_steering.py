@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +20,7 @@ class Where:
     """In the place of what segments: two phrases, each found where the test says."""
 
     calibrated, additional = True, ()
+    head = SimpleNamespace(reads_attention=False)
 
     def __init__(self, library: ModuleType, places: torch.Tensor) -> None:
         self.library, self.places, self.looks = library, places, []
@@ -207,3 +208,31 @@ def test_attention_cannot_tell_what_is_missing(nodes: ModuleType, world: dict[st
     links = {"model": world["model"], "clip": world["clip"], "text": "a star", "after": 50.0}
     with pytest.raises(ValueError, match=r"Expected a head that tells what is absent.*\(socket: head\)"):
         running.execute(nodes, "LDZNetStop", **links, missing="keep what there is")
+
+
+def test_words_of_the_prompt_are_read_from_the_sampler_s_own_calls(
+    nodes: ModuleType, world: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the attention head: no pass for those, one for others, and one where the graph shows another prompt."""
+    hosts = importlib.import_module(f"{nodes.__name__.split('.')[0]}.ldznet.hosts.comfyui_steering")
+    passes: list[Any] = []
+    observe = hosts.SamplingHost.observe
+    monkeypatch.setattr(hosts.SamplingHost, "observe", lambda *parts: passes.append(parts) or observe(*parts))
+    graph = {
+        "3": {"inputs": {"clip": ["1", 1], "text": PROMPT}},
+        "7": {"inputs": {"model": ["1", 0]}},
+        "8": {"inputs": {"model": ["7", 0], "positive": ["3", 0]}},
+    }
+    monkeypatch.setattr(hosts, "running_prompt", lambda: graph)
+    steer = next(node for node in nodes.working_nodes() if node.GET_SCHEMA().node_id == "LDZNetSteer")
+    monkeypatch.setattr(steer.hidden, "unique_id", "7")
+    model, steering = steered(nodes, world, f"a red star => {OTHER}", head=None)
+    run = steering.returned(sample(model, world))
+    assert run.notes == ['read from the sampling itself: "a red star"']
+    assert not passes
+    assert run.areas.any()
+    assert not steering.words.capture.done
+    graph["3"]["inputs"]["text"] = OTHER
+    run = steering.returned(sample(model, world))
+    assert run.notes == []
+    assert passes
