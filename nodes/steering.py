@@ -229,7 +229,7 @@ class StopIfMissing(io.ComfyNode):
         def required(guider: Any, run: Run) -> Segmentation:
             found = look(guider, run)
             sentence = missing_in(found, run)
-            if sentence and missing == KEEP:
+            if sentence and missing == KEEP and run.estimate is not None:
                 raise comfyui_steering.Enough(run.estimate)
             if sentence:
                 raise InputError(f"{sentence} Take another seed, or another prompt. (Stop If Missing)")
@@ -272,6 +272,7 @@ class _looking:
         seen = None if self.words is None else self.words.seen(host, self.phrases)
         if seen is not None and seen.captured is not None:
             run.notes = seen.notes
+        assert run.estimate is not None  # or nobody would look
         predictor.set_latents(run.estimate, captured=None if seen is None else seen.captured)
         return predictor.predict(self.phrases)
 
