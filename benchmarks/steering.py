@@ -12,6 +12,7 @@ given, in [0, 1]; times are those of the whole prompt, in ComfyUI's own clock.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import random
 import statistics
@@ -107,8 +108,15 @@ def ran(server: Any, prompt: dict[str, Any]) -> float:
 
 
 def results(server: Any, given: Any, ways: Sequence[str]) -> dict[str, list[tuple[Asked, Result]]]:
-    """Each seed, by each way."""
+    """Each seed, by each way; of those so far where the user has had enough (Ctrl-C)."""
     found: dict[str, list[tuple[Asked, Result]]] = {way: [] for way in ways}
+    with contextlib.suppress(KeyboardInterrupt):
+        fill(found, server, given, ways)
+    return found
+
+
+def fill(found: dict[str, list[tuple[Asked, Result]]], server: Any, given: Any, ways: Sequence[str]) -> None:
+    """Appends to `found` what each seed gives."""
     for seed in range(given.first, given.first + given.seeds):
         asked, pictures, regions, seconds = Asked.of(seed), {}, {}, {}
         for name, prompt in prompts_of(asked, given, ways).items():
@@ -119,7 +127,6 @@ def results(server: Any, given: Any, ways: Sequence[str]) -> dict[str, list[tupl
         for way in ways:
             parts = pictures["before"], pictures[way], pictures["other"], regions[way], regions["other"]
             found[way].append((asked, Result(*parts, (seconds["before"], seconds[way]))))
-    return found
 
 
 def row(classifier: Namer, found: list[tuple[Asked, Result]]) -> Row:
