@@ -30,7 +30,6 @@ from .comfyui import (
     cross_attention,
     executing_node,
     running_prompt,
-    timesteps_of,
     typed,
     with_wrappers,
 )
@@ -89,7 +88,7 @@ class Words:
         host = ComfyHost(model)
         self.capture, self.clip, self.node = AttentionCapture(model, config, host.specs), clip, node
         self.said: list[Typed] = []
-        self._timesteps = timesteps_of(model)
+        self._timesteps: Callable[[Tensor], list[float]] = lambda sigmas: host.step_of(sigmas[:-1])
 
     def begin(self, plan: Plan, sigmas: Tensor) -> None:
         """Before a run: its prompts are encoded, and self-attention is to be that of the step before the first look."""
