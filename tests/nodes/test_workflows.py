@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from comfyui import host, page, standin
 
+BLUEPRINTS = sorted((host.ROOT / "subgraphs").glob("*.json"))
 PRESENT = sorted((host.ROOT / "workflows").glob("*.json"))
 EARLIER = sorted((host.ROOT / "tests" / "data" / "workflows").glob("*/*.json"))  # by the commit they come from
 TYPES: dict[str, tuple[type, ...]] = {
@@ -90,3 +91,33 @@ def test_app_mode_shows_what_people_change_and_what_comes_out(path: Path, infos:
         assert name in (known or page.widgets_of(infos[kind])), (kind, name)
     assert {nodes[number]["type"] for number in chosen["outputs"]} == {"PreviewImage"}
     assert any(nodes[number]["type"].startswith("LDZNet") for number, _ in chosen["inputs"])
+
+
+@pytest.mark.parametrize("path", BLUEPRINTS, ids=lambda path: path.stem)
+def test_a_blueprint_is_one_node_whose_ports_lead_inside(path: Path, infos: dict[str, Any]) -> None:
+    """write_blueprints.py made it; a renamed input or another order of widgets shows here."""
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    ((whole,), (inner,)) = stored["nodes"], stored["definitions"]["subgraphs"]
+    assert (whole["type"], whole["title"]) == (inner["id"], path.stem)
+    for side in ("inputs", "outputs"):
+        assert [(port["name"], port["type"]) for port in whole[side]] == [
+            (port["name"], port["type"]) for port in inner[side]
+        ]
+    nodes = {node["id"]: node for node in inner["nodes"]}
+    for link in inner["links"]:
+        outside = inner["inputs"][link["origin_slot"]] if link["origin_id"] == -10 else None
+        source = outside or nodes[link["origin_id"]]["outputs"][link["origin_slot"]]
+        port = inner["outputs"] if link["target_id"] == -20 else nodes[link["target_id"]]["inputs"]
+        assert source["type"] == port[link["target_slot"]]["type"] == link["type"]
+        assert link["id"] in (source["linkIds"] if outside else source["links"])
+    ours = [node for node in inner["nodes"] if node["type"].startswith("LDZNet")]
+    assert ours
+    for node in ours:
+        inputs, widgets = inputs_of(infos[node["type"]]), page.widgets_of(infos[node["type"]])
+        assert {port["name"]: port["type"] for port in node["inputs"]} == {name: inputs[name][0] for name in inputs}
+        assert [port["type"] for port in node["outputs"]] == infos[node["type"]]["output"]
+        for name, value in zip(widgets, node["widgets_values"], strict=True):
+            if name not in ("sampler_name", "scheduler"):  # of the real host, which has more than the stand-in
+                require_value(value, *inputs[str(name)], str(name))
+    for number, name in whole["properties"]["proxyWidgets"]:
+        assert any(port.get("widget") == {"name": name} for port in nodes[int(number)]["inputs"])
