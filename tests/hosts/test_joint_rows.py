@@ -1,0 +1,57 @@
+"""Which rows of a transformer's text are whose tokens, by ComfyUI's tokens alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ldznet.errors import HostError
+from ldznet.hosts.joint import JOINT, Encoders, require_encoders, rows_of, stretches
+
+WORDS = [11, 12, 13]
+
+
+def row(*parts: tuple[list[int], int]) -> list[list[Any]]:
+    """A row of tokens of parts with a number of the word each (0: none)."""
+    return [[token, 1.0, word] for ids, word in parts for token in ids]
+
+
+def test_start_end_and_padding_are_no_words() -> None:
+    tokens = {"t5xxl": [row((WORDS, 1), ([1, 0, 0], 0))]}
+    blank = {"t5xxl": [row(([1, 0, 0, 0, 0, 0], 0))]}
+    assert rows_of(Encoders(("t5xxl",), (("t5xxl",),)), tokens, blank, 6) == [[*WORDS, -1, -1, -1]]
+
+
+def test_a_template_is_what_an_empty_text_has_too() -> None:
+    head, tail = [90, 91], [92, 93]
+    tokens, blank = {"qwen": [row(([*head, *WORDS, *tail], 1))]}, {"qwen": [row(([*head, *tail], 1))]}
+    assert rows_of(Encoders(("qwen",)), tokens, blank, 7) == [[-1, -1, *WORDS, -1, -1]]
+    cut = Encoders(("qwen",), at_end=True)
+    assert rows_of(cut, tokens, blank, 5) == [[*WORDS, -1, -1]]  # the head was cut off, as Qwen-Image's is
+    assert rows_of(cut, tokens, blank, 9) == [[-1, -1, -1, -1, *WORDS, -1, -1]]  # padding in front, as Flux.2's
+
+
+def test_sd3_has_a_word_in_clip_s_rows_and_in_t5_s() -> None:
+    encoders = JOINT["SD3"].encoders
+    clip = row(([49406], 0), ([5, 6], 1), ([49407, 49407], 0))
+    t5, empty = row((WORDS, 1), ([1], 0)), row(([0] * 5, 0))
+    tokens = {"g": [clip], "l": [clip], "t5xxl": [t5]}
+    blank = {name: [empty] for name in tokens}
+    assert stretches(encoders, tokens) == ["l", "t5xxl"]
+    assert rows_of(encoders, tokens, blank, 9) == [[-1, 5, 6, *[-1] * 6], [*[-1] * 5, *WORDS, -1]]
+    del tokens["l"]
+    assert stretches(encoders, tokens) == ["g", "t5xxl"]
+
+
+def test_embeddings_are_nobody_s_word() -> None:
+    tokens: Any = {"t5xxl": [[[11, 1.0, 1], ["a vector", 1.0, 2], [13, 1.0, 3]]]}
+    assert rows_of(Encoders(("t5xxl",), (("t5xxl",),)), tokens, {"t5xxl": [[]]}, 3) == [[11, -1, 13]]
+
+
+def test_another_model_s_clip_is_refused() -> None:
+    require_encoders(JOINT["SD3"].encoders, ["t5xxl", "g", "l"], "SD 3")
+    with pytest.raises(HostError, match=r"Expected Flux.1's text encoders \(l t5xxl\) .* got g l t5xxl"):
+        require_encoders(JOINT["Flux"].encoders, ["l", "g", "t5xxl"], "Flux.1")
+    with pytest.raises(HostError, match="at most 2 rows of text, got 3 tokens"):
+        rows_of(Encoders(("a",)), {"a": [row((WORDS, 1))]}, {"a": [[]]}, 2)
