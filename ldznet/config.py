@@ -15,7 +15,7 @@ from .errors import CheckpointError, cause
 from .schedule import NUM_TIMESTEPS
 from .shapes import PIXELS_PER_LATENT
 
-READING_TAPS = ("ldznet", "light")  # the networks that do
+READING_TAPS = ("ldznet", "light", "delta")  # the networks that do, a delta head where it has blocks
 PUBLISHED_BLOCKS = ("input.8", "middle.0", "output.3", "output.4", "output.5")
 
 
@@ -40,6 +40,7 @@ HEAD_BOUNDS = {
 }
 LONGEST_TEMPLATE = 300  # characters; a text encoder reads 75 tokens
 MOST_BLOCKS = 64
+MOST_RANK, MOST_MATRICES = 4096, 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,13 +90,16 @@ class HeadConfig:
     """What a head is, what it asks of a host, and how it was trained. The defaults are the published LD-ZNet's."""
 
     network: str = (
-        "ldznet"  # "rgbnet", "znet" or "ldznet": the three networks of the paper; or "light", a decoder of ours
+        "ldznet"  # "rgbnet", "znet", "ldznet": the paper's three; "light", a decoder; "delta", the host's UNet
     )
     unet: UNetConfig = UNetConfig(out_channels=1)
     blocks: tuple[str, ...] = PUBLISHED_BLOCKS  # where taps are cross-attended; paper section 3.3
     host_unet: UNetConfig = UNetConfig()  # the UNet whose taps it was trained on
     latent_grid: tuple[int, int] = (48, 48)  # latent size in training: the grid of the positional embedding
     strides: tuple[int, int] = (1, 2)  # of a light head's two maps, in latent pixels
+    ranks: tuple[
+        int, ...
+    ] = ()  # of a delta head: of its change to each matrix of the UNet (`models.delta.matrices_of`)
     size_multiple: int = 64  # pixels; the sides of the image at the head's resolution are multiples of this
     timestep: int = 400  # where taps are taken
     timestep_range: tuple[int, int] = (300, 499)  # where they were taken in training; ensembles draw from it
@@ -113,14 +117,16 @@ class HeadConfig:
             raise fault("template", self.template, f"one {{}} for the phrase in {LONGEST_TEMPLATE} characters at most")
         if self.mask_channels != (1,) and len(self.mask_channels) != 3:
             raise fault("mask_channels", self.mask_channels, "(1,), or three, one before each doubling")
-        if self.network in READING_TAPS:
+        if self.network in READING_TAPS and (self.blocks or self.network != "delta"):
             self._check_blocks()
+        if not all(0 <= rank <= MOST_RANK for rank in self.ranks) or len(self.ranks) > MOST_MATRICES:
+            raise fault("ranks", self.ranks[:3], f"at most {MOST_MATRICES} of 0 to {MOST_RANK}")
 
     def _check_blocks(self) -> None:
         """Each tap has a place where it is made, and a transformer of the head's own that reads it."""
         if not 1 <= len(self.blocks) <= MOST_BLOCKS:
             raise fault("blocks", self.blocks, f"1 to {MOST_BLOCKS} names")
-        for unet in (self.host_unet, self.unet) if self.network == "ldznet" else (self.host_unet,):
+        for unet in (self.host_unet, self.unet) if self.network in ("ldznet", "delta") else (self.host_unet,):
             specs = unet.tap_specs()
             for block in self.blocks:
                 if block not in specs:

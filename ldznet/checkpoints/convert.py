@@ -67,7 +67,7 @@ def convert(
     Raises CheckpointError for a file that is anything else (it lists every deviation), InputError for a wrong setting.
     """
     source, target = Path(source), Path(target)
-    _check_settings(source, target, dtype, force)
+    check_settings(source, target, dtype, force)
     with OPENERS[sniff(source)](source) as file:
         config = config or config_of(file) or HeadConfig()
         expected = layout_of(meta_head(config))
@@ -87,7 +87,7 @@ def convert(
     )
 
 
-def _check_settings(source: Path, target: Path, dtype: torch.dtype | None, force: bool) -> None:
+def check_settings(source: Path, target: Path, dtype: torch.dtype | None, force: bool) -> None:
     require_no_url(source, "a checkpoint")
     if dtype not in (None, torch.float16, torch.bfloat16, torch.float32):
         raise InputError(

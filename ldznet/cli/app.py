@@ -158,6 +158,29 @@ def convert(
 
 
 @app.command()
+def shrink(
+    source: Annotated[Path, typer.Argument(help="An LD-ZNet or ZNet: what convert takes, or wrote.")],
+    target: Annotated[Path, typer.Argument(help="The .safetensors to write.")],
+    base: Annotated[Path, typer.Option(help="The Stable Diffusion that it started from, with the LDM's names.")],
+    rank: Annotated[int | None, typer.Option(help="Of every matrix's difference.", min=1)] = None,
+    size: Annotated[float | None, typer.Option(help="Of the file in MB, in the place of a rank.", min=0)] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing target.")] = False,
+) -> None:
+    """A head as its difference from the model it runs on. Example: ldznet shrink head.safetensors small.safetensors
+    --base sd-v1-4.ckpt --size 200"""
+    from ..checkpoints.shrink import MEGABYTE
+    from ..checkpoints.shrink import shrink as run
+
+    with progress_bar("Shrinking") as progress:
+        report = run(source, target, base, rank=rank, megabytes=size, force=force, progress=progress)
+    typer.echo(
+        f"Wrote {report.target}: {report.size / MEGABYTE:.1f} MB, ranks up to {report.rank}, with {report.energy:.1%} "
+        "of the differences' energy."
+    )
+    typer.echo("By block: " + ", ".join(f"{block} {share:.0%}" for block, share in report.energies.items()))
+
+
+@app.command()
 def info(
     head: Annotated[
         str, typer.Argument(help='"attention", "tiny", "tiny-light", "tiny-znet" or a .safetensors file.')

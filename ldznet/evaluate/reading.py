@@ -16,7 +16,7 @@ from torch import Tensor
 from ..contracts import Host, Taps
 from ..data.cache import images_to_pixels
 from ..data.items import Item
-from ..models import Network
+from ..models import OwnNetwork
 from ..phrases import fill
 from ..shapes import Float
 from .metrics import bootstrap
@@ -38,7 +38,7 @@ class Reading:
 
 
 def reading(
-    head: Network,
+    head: OwnNetwork,
     host: Host,
     items: Sequence[Item],
     timestep: int | None = None,

@@ -44,7 +44,7 @@ from ..contracts import (
     named_width,
 )
 from ..errors import HostError
-from ..models import Network, TrainedHead
+from ..models import DeltaHead, Network, TrainedHead
 from ..shapes import PIXELS_PER_LATENT, Float, Int
 from ..taps import exclusively, extract_taps, ldm_specs
 from ..tinyworld import world
@@ -136,9 +136,20 @@ class RunningHead(TrainedHead):
         self, latents: Tensor, timesteps: Tensor, context: Tensor, taps: Taps | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """As LDZNet's."""
+        return self._loaded(latents).masks_and_presence(latents, timesteps, context, taps)
+
+    @torch.no_grad()
+    def masks_over(self, host: Host, rows: Tensor, context: Tensor, taps: Taps) -> tuple[Tensor, Tensor | None]:
+        """As the head's own: a delta head runs the model's UNet."""
+        if isinstance(self._patcher.model, DeltaHead):
+            return self._loaded(rows).masks_over(host, rows, context, taps)
+        return super().masks_over(host, rows, context, taps)
+
+    def _loaded(self, latents: Tensor) -> Any:
+        """The network, where ComfyUI wants it for a pass over `latents`."""
         needed = latents.shape[0] * latents.shape[2] * latents.shape[3] * self.head_config.unet.model_channels * 4096
         memory.load_models_gpu([self._patcher], memory_required=needed)
-        return self._patcher.model.masks_and_presence(latents, timesteps, context, taps)
+        return self._patcher.model
 
 
 class ComfyHost:

@@ -8,16 +8,19 @@ from torch import nn
 
 from ..config import HeadConfig
 from ..errors import CheckpointError
+from .delta import DeltaHead
 from .ldznet import LDZNet, RGBNet
 from .light import LightHead
 
-Network = LDZNet | LightHead
+OwnNetwork = LDZNet | LightHead  # that run without a pass of the host's UNet
+Network = OwnNetwork | DeltaHead
 
 HEADS: dict[str, type[Network]] = {
     "rgbnet": RGBNet,
     "znet": LDZNet,
     "ldznet": LDZNet,
     "light": LightHead,
+    "delta": DeltaHead,
 }
 
 

@@ -76,13 +76,18 @@ class TrainedHead:
         if config.tap_specs:
             assert latents is not None
             taps = _of_pairs(captured, len(phrases)) or self.extracted(host, latents, pairs, timestep, seed)
-        rows = self._placed(inputs.repeat_interleave(len(phrases), dim=0))
-        zeros = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
-        read = {block: self._placed(tap) for block, tap in taps.items()}
-        logits, presence = self.masks_and_presence(rows, zeros, self._placed(pairs), read)
+        logits, presence = self.masks_over(host, inputs.repeat_interleave(len(phrases), dim=0), pairs, taps)
         logits = logits[:, 0].float()
         scores = score_of(logits) if presence is None else presence.float().sigmoid()
         return logits.unflatten(0, (len(inputs), -1)), scores.unflatten(0, (len(inputs), -1))
+
+    def masks_over(
+        self, host: Host, rows: Float[Tensor, "n c h w"], context: Float[Tensor, "n m d"], taps: Taps
+    ) -> tuple[Float[Tensor, "n 1 8*h 8*w"], Float[Tensor, " n"] | None]:
+        """`masks_and_presence` at timestep 0, with all that it reads where the network is."""
+        rows, read = self._placed(rows), {block: self._placed(tap) for block, tap in taps.items()}
+        zeros = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+        return self.masks_and_presence(rows, zeros, self._placed(context), read)
 
     def extracted(self, host: Host, latents: Tensor, context: Tensor, timestep: int, seed: int) -> Taps:
         """Taps of a pass for each picture and phrase: `context` has the phrases of the first picture, then the next."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..contracts import Host
 from ..data.cache import Cache, latents_of
 from ..errors import InputError
-from ..models import Network
+from ..models import OwnNetwork
 from ..phrases import ARTICLES, fill
 from .engine import channels_last
 
@@ -43,7 +43,7 @@ def start_from(head: nn.Module, module: nn.Module) -> int:
 class Segmenting(nn.Module):
     """A head as a module whose forward is the loss. `kept` says which inputs a row has: its latents, its taps."""
 
-    def __init__(self, head: Network, words: int) -> None:
+    def __init__(self, head: OwnNetwork, words: int) -> None:
         super().__init__()
         self.head = head
         self.words = nn.Conv2d(head.head_config.unet.model_channels, words, 1)
@@ -104,7 +104,7 @@ class HeadTask:
 
     def __init__(
         self,
-        head: Network,
+        head: OwnNetwork,
         host: Host,
         caches: Cache | Sequence[Cache],
         unnamed: Collection[str] = (),

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..checkpoints import load_head, load_weights, save_head, save_tensors
 from ..contracts import Host
 from ..data.cache import Cache, add_latents
-from ..models import build_head
+from ..models import LDZNet, LightHead, build_head
 from ..tinyworld import world
 from ..tinyworld.namer import Namer
 from .engine import Progress, Run, TrainConfig
@@ -118,6 +118,7 @@ def train_head(stage: Stage, host: Host, start: nn.Module, progress: Progress) -
         head = build_head(world.head_config(stage.name))
     source = load_head(stage.file()) if stage.file().exists() else start
     start_from(head, source)
+    assert isinstance(head, (LDZNet, LightHead))  # what the embedded heads are
     trained = Run(HeadTask(head, host, cache), stage.config, stage.folder).train(progress)
     head.load_state_dict(_part(trained, "head."))
     save_head(head, stage.file(), {**stage.metadata, "trained_on": "the tiny world"})

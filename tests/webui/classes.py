@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -147,14 +148,27 @@ def spoken_to(host: Any, tiny: Any) -> Any:
     return host
 
 
+def shrunken() -> Any:
+    """*tiny* as changes of rank 32 to the tiny UNet."""
+    from ldznet import load_head
+    from ldznet.checkpoints.load import WEIGHTS
+    from ldznet.checkpoints.shrink import shrink
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "delta.safetensors"
+        shrink(WEIGHTS / "ldznet.safetensors", path, WEIGHTS / "unet.safetensors", rank=32)
+        return load_head(path, device="cpu")
+
+
 def measured(host: Any, latents: torch.Tensor) -> dict[str, np.ndarray]:
-    """Masks of both heads and the taps."""
+    """Masks of three heads, the delta head made from the trained one, and the taps."""
     from ldznet import load_head
     from ldznet.attention import CONFIGS, AttentionHead
     from ldznet.predictor import Predictor
 
     found = {}
-    for name, head in (("trained", load_head("tiny")), ("attention", AttentionHead(CONFIGS["tiny"]))):
+    heads = {"trained": load_head("tiny"), "attention": AttentionHead(CONFIGS["tiny"]), "delta": shrunken()}
+    for name, head in heads.items():
         predictor = Predictor(host, head)
         predictor.set_latents(latents)
         found[name] = predictor.predict(PHRASES).probabilities.numpy()

@@ -1,0 +1,257 @@
+"""The delta head: the host's own UNet a second time, changed for that one pass by what a small file holds.
+
+The published head is a UNet of 859 M parameters that started as the very one which the host has loaded, and the paper's
+additions (section 3.3, figure 4). Here the first is kept as its difference from the host's: products of low rank for
+matrices and convolutions (Hu et al., LoRA, ICLR 2022), norms and biases whole. Hooks add the differences while the
+pass runs, and put attn3 behind attn2; no weight of the host is touched: its LoRAs, casts and offloading stay its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import HeadConfig, UNetConfig
+from ..contracts import AttentionHost, Conditioning, Host, Taps
+from ..errors import HostError, TapError
+from ..parts import OUT, parts_of
+from ..schedule import alphas_cumprod
+from ..shapes import Float, tap_size
+from ..taps import exclusively
+from .checking import require_inputs
+from .layers import AttentionPool2d, CrossAttention
+from .maskhead import MaskHead
+from .unet import UNet
+
+Layers = Mapping[str, Mapping[str, torch.Size]]
+"""By the LDM's name of a layer with weights: the shapes of its parameters, "weight" and "bias"."""
+
+
+@functools.lru_cache(maxsize=8)
+def layers_of(config: UNetConfig) -> Layers:
+    """Every layer that a delta head may change, in order: all of a UNet's but those after its last hidden state."""
+    with torch.device("meta"):
+        unet = UNet(config)
+    found: dict[str, dict[str, torch.Size]] = {}
+    for name, parameter in unet.named_parameters():
+        layer, _, kind = name.rpartition(".")
+        if not layer.startswith(f"{OUT}."):
+            found.setdefault(layer, {})[kind] = parameter.shape
+    return found
+
+
+def matrices_of(config: UNetConfig) -> list[str]:
+    """The layers whose weight is a matrix or a convolution: `HeadConfig.ranks` has a rank for each, in this order."""
+    return [name for name, shapes in layers_of(config).items() if len(shapes["weight"]) > 1]
+
+
+class Product(nn.Module):
+    """A difference of low rank, up · down, of a linear layer or a convolution, and that of its bias, whole."""
+
+    def __init__(self, shapes: Mapping[str, torch.Size], rank: int) -> None:
+        super().__init__()
+        weight = shapes["weight"]
+        self.down = nn.Parameter(torch.zeros(rank, *weight[1:])) if rank else None
+        self.up = nn.Parameter(torch.zeros(weight[0], rank)) if rank else None
+        self.bias = nn.Parameter(torch.zeros(shapes["bias"])) if "bias" in shapes else None
+
+    def forward(self, layer: Any, x: Tensor, output: Tensor) -> Tensor:
+        if self.down is not None and self.up is not None:
+            output = output + self._product(layer, x)
+        if self.bias is None:
+            return output
+        bias = self.bias.to(output)
+        return output + (bias[:, None, None] if output.ndim == 4 else bias)
+
+    def _product(self, layer: Any, x: Tensor) -> Tensor:
+        assert self.down is not None
+        assert self.up is not None
+        down, up = self.down.to(x), self.up.to(x)
+        if x.ndim != 4:
+            return F.linear(F.linear(x, down.flatten(1)), up)
+        down = down.reshape(*down.shape[:2], *down.shape[2:] or (1, 1))
+        narrow = F.conv2d(x, down, stride=layer.stride, padding=layer.padding)
+        return F.conv2d(narrow, up[:, :, None, None])
+
+
+class Norm(nn.Module):
+    """The difference of a norm's weight and bias, whole."""
+
+    def __init__(self, shapes: Mapping[str, torch.Size]) -> None:
+        super().__init__()
+        self.weight, self.bias = (nn.Parameter(torch.zeros(shapes[kind])) for kind in ("weight", "bias"))
+
+    def forward(self, layer: Any, x: Tensor, output: Tensor) -> Tensor:
+        weight, bias = self.weight.to(output), self.bias.to(output)
+        if x.ndim == 4:
+            plain = F.group_norm(x, layer.num_groups, eps=layer.eps)
+            weight, bias = weight[:, None, None], bias[:, None, None]
+        else:
+            plain = F.layer_norm(x, x.shape[-1:], eps=layer.eps)
+        return output + plain * weight + bias
+
+
+class Addition(nn.Module):
+    """What the paper adds to a spatial transformer: all tokens of a tap, and attn3 over them."""
+
+    def __init__(self, channels: int, tap_dim: int, grid: tuple[int, int], heads: int, operations: Any) -> None:
+        super().__init__()
+        self.attentionpool2D = AttentionPool2d(grid, tap_dim, heads, operations)
+        self.norm_sd = operations.LayerNorm(channels)
+        self.attn3 = CrossAttention(channels, tap_dim, heads, operations)
+
+    def forward(self, before: Tensor, text: Tensor, tap: Tensor) -> Tensor:
+        """What takes attn2's place: its output `text`, and attn3's over what the residual sum will be."""
+        dtype = self.norm_sd.weight.dtype
+        h, pooled = (before + text).to(dtype), self.attentionpool2D(tap.to(dtype))
+        return text + self.attn3(self.norm_sd(h), pooled).to(text.dtype)
+
+
+class DeltaHead(MaskHead, nn.Module):
+    """A head that runs the host's UNet under its own changes: two passes with taps (LD-ZNet), one without (ZNet)."""
+
+    def __init__(self, config: HeadConfig, operations: Any = nn) -> None:
+        super().__init__()
+        self.head_config = config
+        layers, ranks = layers_of(config.unet), dict(zip(matrices_of(config.unet), config.ranks, strict=True))
+        self.changes = nn.ModuleDict(
+            {
+                layer_key(name): Product(shapes, ranks[name]) if name in ranks else Norm(shapes)
+                for name, shapes in layers.items()
+                if ranks.get(name, 1) or "bias" in shapes
+            }
+        )
+        own = config.unet.tap_specs()
+        self.additions = nn.ModuleDict(
+            {
+                layer_key(block): Addition(
+                    own[block].channels,
+                    spec.channels,
+                    tap_size(config.latent_grid, spec.stride),
+                    config.unet.num_heads,
+                    operations,
+                )
+                for block, spec in config.tap_specs.items()
+            }
+        )
+        self._end_in(config.unet.model_channels, config.mask_channels, config.has_presence, operations)
+
+    @property
+    def example(self) -> Tensor:
+        """A parameter."""
+        return next(self.parameters())
+
+    def fitted_to(self, host: Host) -> DeltaHead:
+        """Itself; raises HostError for a host that is not what it was trained on, or that shows no pass of its UNet."""
+        if not isinstance(host, AttentionHost):
+            raise HostError(
+                f"Expected a host whose UNet can run again, got a {type(host).__name__}: it has no `observe`."
+            )
+        return super().fitted_to(host)
+
+    def masks_over(
+        self, host: Any, rows: Float[Tensor, "n c h w"], context: Float[Tensor, "n m d"], taps: Taps
+    ) -> tuple[Float[Tensor, "n 1 8*h 8*w"], Float[Tensor, " n"] | None]:
+        """Mask logits and presence logits, from a pass of the host's UNet over clean latents at timestep 0."""
+        require_inputs(self.head_config, rows, taps)
+        features = host.observe(*clean(host, rows), Conditioning(context), lambda unet: self.applied(unet, taps))[OUT]
+        return self.read(features.to(self.example))
+
+    @contextlib.contextmanager
+    def applied(self, unet: nn.Module, taps: Taps) -> Iterator[dict[str, Tensor]]:
+        """Changes one pass of `unet`, which runs inside; yields a dict that then holds the last hidden state, "out".
+
+        Every hook has to fire exactly once: compiled graphs and replaced layers skip them in silence, and a mask from
+        half of the changes would look like one. Raises TapError that names those that did not. Hooks are gone after.
+        """
+        parts, fired, seen, reader = parts_of(unet), Counter[str](), dict[str, Tensor](), threading.get_ident()
+        handles = []
+
+        def counted(name: str, change: Callable[..., Any]) -> Callable[..., Any]:
+            def hook(layer: nn.Module, args: Any, *output: Any) -> Any:
+                if threading.get_ident() != reader:
+                    return None
+                fired[name] += 1
+                return change(layer, args[0], *output)
+
+            return hook
+
+        try:
+            with exclusively(unet):
+                expected = []
+                for name, change in self._hooks(taps, seen).items():
+                    layer, _, place = name.partition(" ")
+                    if layer not in parts:
+                        raise TapError(
+                            f"Expected a UNet with {layer}, got none. Use the model that the head belongs to."
+                        )
+                    register: Any = (
+                        parts[layer].register_forward_pre_hook if place else parts[layer].register_forward_hook
+                    )
+                    handles.append(register(counted(name, change)))
+                    expected.append(name)
+                yield seen
+        finally:
+            for handle in handles:
+                handle.remove()
+        wrong = [name for name in expected if fired[name] != 1]
+        if wrong:
+            raise TapError(
+                f"Expected {wrong[0]} to run once in the head's pass, got {fired[wrong[0]]} times ({len(wrong)} of "
+                f"{len(expected)} layers are so). Is the UNet compiled, cached or patched? Take that away for the mask."
+            )
+
+    def _hooks(self, taps: Taps, seen: dict[str, Tensor]) -> dict[str, Callable[..., Any]]:
+        """By layer, what is done to its output; by layer and " before", what is read of its input."""
+
+        def read(name: str) -> Callable[[Any, Tensor], None]:
+            def reader(layer: Any, x: Tensor) -> None:
+                seen[name] = x.clone()  # hosts add to it in place
+
+            return reader
+
+        hooks: dict[str, Callable[..., Any]] = {
+            name: self.changes[layer_key(name)]
+            for name in layers_of(self.head_config.unet)
+            if layer_key(name) in self.changes
+        }
+        for block in self.head_config.tap_specs:
+            transformer = f"{ldm_name(block)}.transformer_blocks.0"
+            hooks[f"{transformer}.norm2 before"] = read(block)
+            hooks[f"{transformer}.attn2"] = functools.partial(
+                _added, self.additions[layer_key(block)], seen, block, taps
+            )
+        hooks[f"{OUT} before"] = read(OUT)
+        return hooks
+
+
+def _added(
+    addition: nn.Module, seen: dict[str, Tensor], block: str, taps: Taps, layer: Any, x: Tensor, text: Tensor
+) -> Tensor:
+    return addition(seen.pop(block), text, taps[block])
+
+
+def clean(host: Host, latents: Float[Tensor, "n c h w"]) -> tuple[Tensor, Tensor]:
+    """`latents` and timesteps such that the host's UNet gets those very latents, at timestep 0 (paper, section 3.2)."""
+    timesteps = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
+    scaled = latents / float(alphas_cumprod()[0]) ** 0.5
+    return host.add_noise(scaled, torch.zeros_like(scaled), timesteps), timesteps
+
+
+def ldm_name(block: str) -> str:
+    """ "input.8" to the name of its spatial transformer."""
+    stage, _, index = block.partition(".")
+    return "middle_block.1" if stage == "middle" else f"{stage}_blocks.{index}.1"
+
+
+def layer_key(name: str) -> str:
+    """A layer's name as a module's: without a dot."""
+    return name.replace(".", "_")
