@@ -46,6 +46,8 @@ JOBS: dict[str, tuple[str, ...]] = {
     "coarse-labels": ("coarse.py", "labels", "--scenes", "50"),
     "coarse-captured": ("coarse.py", "captured", "--scenes", "50"),
     "heatmap": ("heatmap.py", "--scenes", "100"),
+    "usefulness": ("usefulness.py",),
+    "shrinking": ("shrinking.py", "--scenes", "60"),
     "attention-cost": ("attention_cost.py", "--model", "sd1", "--size", "512", "--pairs", "3"),
     "truncation": ("truncation.py", "--pairs", "9"),
     "capture-cost": ("capture_cost.py", "--comfyui", COMFYUI, "--size", "256", "--steps", "20"),
