@@ -2,6 +2,7 @@
 
     python install.py                                          checks, makes the model folder, says what to do next
     python install.py convert FILE [OUTPUT] [--dtype float16]  published checkpoint → one safetensors
+    python install.py shrink FILE BASE [OUTPUT] [--size 300]   the same as a small file over the model it started from
 
 ComfyUI-Manager and A1111 call it without arguments. It downloads and installs nothing. Nothing may import it.
 """
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).absolute().parent  # not resolved: the pack may be a link inside custom_nodes
-HEAD_NAME = "LDZNet_txt2mask.safetensors"
+HEAD_NAME, SMALL_NAME = "LDZNet_txt2mask.safetensors", "LDZNet_txt2mask_small.safetensors"
 NEEDED = {  # by the name that is imported
     "torch": "torch",
     "safetensors": "safetensors",
@@ -89,29 +90,53 @@ def refuse(message: str) -> int:
     return 2
 
 
-def convert(arguments: argparse.Namespace) -> int:
+def convert(arguments: argparse.Namespace) -> None:
+    """Writes the head that a checkpoint holds, and says what."""
+    torch = importlib.import_module("torch")
+    converter = importlib.import_module("ldznet.checkpoints.convert")
+    dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
+    source, target = Path(arguments.file), target_of(arguments, HEAD_NAME)
+    report = converter.convert(source, target, dtype, force=arguments.force, progress=percent_printer())
+    print(f"Wrote {report.target} ({report.parameters / 1e6:.1f} M parameters, {report.size / 1e9:.2f} GB).")
+
+
+def shrink(arguments: argparse.Namespace) -> None:
+    """Writes a head as its difference from the model that it started from, and says how much of that is kept."""
+    shrinking = importlib.import_module("ldznet.checkpoints.shrink")
+    setting = {"rank": arguments.rank} if arguments.rank else {"megabytes": arguments.size}
+    report = shrinking.shrink(
+        arguments.file,
+        target_of(arguments, SMALL_NAME),
+        arguments.base,
+        force=arguments.force,
+        progress=percent_printer(),
+        **setting,
+    )
+    print(f"Wrote {report.target} ({report.size / 1e6:.1f} MB, {report.energy:.1%} of the differences' energy).")
+
+
+def target_of(arguments: argparse.Namespace, name: str) -> Path:
+    """The output asked for; else `name` in the host's model folder, or beside the file."""
+    return Path(arguments.output or (model_folder() or Path(arguments.file).absolute().parent) / name)
+
+
+def written(write: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
     """0 when the head is written, 2 with one line on standard error when it is not."""
-    source = Path(arguments.file)
-    target = Path(arguments.output) if arguments.output else (model_folder() or source.absolute().parent) / HEAD_NAME
     if missing_line():
         return refuse(missing_line())
     load_package()
-    torch = importlib.import_module("torch")
-    converter = importlib.import_module("ldznet.checkpoints.convert")
-    errors = importlib.import_module("ldznet.errors")
-    dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
     try:
-        report = converter.convert(source, target, dtype, force=arguments.force, progress=percent_printer())
-    except errors.LDZNetError as error:
+        write(arguments)
+    except importlib.import_module("ldznet.errors").LDZNetError as error:
         return refuse(str(error))
-    print(f"Wrote {report.target} ({report.parameters / 1e6:.1f} M parameters, {report.size / 1e9:.2f} GB).")
     return 0
 
 
 def main() -> int:
     """The exit code of the command line."""
     parser = argparse.ArgumentParser(description="Checks the installation of LDZNet, or converts its checkpoint.")
-    command = parser.add_subparsers(dest="command").add_parser(
+    commands = parser.add_subparsers(dest="command")
+    command = commands.add_parser(
         "convert", help="published checkpoint to safetensors", epilog="Example: install.py convert LDZNet_txt2mask.ckpt"
     )
     command.add_argument("file", help="the downloaded LDZNet_txt2mask.ckpt")
@@ -120,8 +145,22 @@ def main() -> int:
     )
     command.add_argument("--dtype", choices=DTYPES, help="default: that of the file; float16 halves it")
     command.add_argument("--force", action="store_true", help="replace an existing output")
+    command = commands.add_parser(
+        "shrink",
+        help="a head as a small file over the model that it started from",
+        epilog="Example: install.py shrink LDZNet_txt2mask.ckpt sd-v1-4.ckpt",
+    )
+    command.add_argument("file", help="the downloaded LDZNet_txt2mask.ckpt, or what convert made of it")
+    command.add_argument("base", help="the Stable Diffusion 1.4 that it started from, .ckpt or .safetensors")
+    command.add_argument(
+        "output", nargs="?", help=f"default: {SMALL_NAME} in the host's models/ldznet, else beside FILE"
+    )
+    command.add_argument("--size", type=float, default=300.0, help="of the output in MB (default: 300)")
+    command.add_argument("--rank", type=int, help="of every difference, in the place of a size")
+    command.add_argument("--force", action="store_true", help="replace an existing output")
     arguments = parser.parse_args()
-    return convert(arguments) if arguments.command == "convert" else check()
+    write = {"convert": convert, "shrink": shrink}.get(arguments.command)
+    return written(write, arguments) if write else check()
 
 
 if __name__ == "__main__":

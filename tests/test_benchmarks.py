@@ -114,6 +114,16 @@ def test_usefulness(run: Run, tmp_path: Path) -> None:
     assert fresh["values"]["untaught nouns"]["scene"] == [0] * len(fresh["values"]["untaught nouns"]["iou"])
 
 
+def test_shrinking_at_full_size(run: Run, tmp_path: Path) -> None:
+    """At a tenth of it: the made-up change of rank 16 comes back, and three quarters of one do not fit into rank 4."""
+    run("shrinking", "--full", str(tmp_path), "--channels", "32", "--json", str(tmp_path / "rows.json"))
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert rows["rank 16"]["largest error"] < 1e-3
+    assert rows["rank 16"]["energy"] == pytest.approx(1, abs=1e-6)
+    assert 0.2 < rows["rank 4"]["energy"] < 0.6
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.json"]
+
+
 def test_edges(run: Run) -> None:
     out = run("edges", "--scenes", "1", "--side", "32")
     assert len(figures(out, "(?<!in )mIoU")) == 3 * 2 * 3  # sources, kinds, methods

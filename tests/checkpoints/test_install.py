@@ -63,6 +63,20 @@ def test_converts_into_the_model_folder_of_comfyui(head_file: Path, comfy_pack: 
     assert target.exists()
 
 
+def test_shrinks_over_the_model_that_it_started_from(tmp_path: Path) -> None:
+    from ldznet.checkpoints.load import WEIGHTS
+
+    head, base = (shutil.copy(WEIGHTS / f"{name}.safetensors", tmp_path) for name in ("ldznet", "unet"))
+    result = call("shrink", head, base, "--size", "3", cwd=tmp_path)
+    target = tmp_path / "LDZNet_txt2mask_small.safetensors"
+    assert (result.returncode, result.stderr) == (0, "")
+    assert f"Wrote {target} (3.0 MB, " in result.stdout
+    assert load_head(target).head_config.network == "delta"
+    refused = call("shrink", base, base, "other.safetensors", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "seems to be a Stable Diffusion UNet" in refused.stderr
+
+
 def test_an_existing_output_needs_force(head_file: Path, tmp_path: Path) -> None:
     target = tmp_path / "head.safetensors"
     target.write_bytes(b"mine")

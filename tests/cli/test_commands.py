@@ -135,6 +135,8 @@ def ended(arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, folder: P
         (("convert", "https://a.org/head.ckpt", "head.safetensors"), "got a URL (https://a.org/head.ckpt)"),
         (("info", "no.safetensors"), "does not exist"),
         (("convert", "no.ckpt", "head.safetensors"), "could not open no.ckpt"),
+        (("shrink", "no.ckpt", "small.safetensors", "--base", "sd.ckpt", "--rank", "8"), "could not open no.ckpt"),
+        (("shrink", "no.ckpt", "small.safetensors", "--base", "sd.ckpt"), "a rank of at least 1 or a size in MB"),
         (("segment",), "Missing argument"),
         (("segment", "none.png", "--text", "grass", "-o", "taken"), "'taken' is a file"),
         (("demo", "--out", "taken/sheet.png"), "Could not read or write a file"),
@@ -188,7 +190,7 @@ def test_a_command_that_is_ended_leaves_no_half_of_a_file(tmp_path: Path) -> Non
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", ["demo", "segment", "generate", "convert", "info", "train", "evaluate"])
+@pytest.mark.parametrize("command", ["demo", "segment", "generate", "convert", "shrink", "info", "train", "evaluate"])
 def test_help_shows_an_example(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
