@@ -13,7 +13,7 @@ import dataclasses
 import resource
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +54,7 @@ def by_rank(count: int) -> Iterator[tuple[str, Row]]:
             yield name, {"MB": made.size / MEGABYTE, "energy": made.energy, **row(load_head(path))}
 
 
-def full_size(folder: Path, config: HeadConfig, ranks: tuple[int, ...]) -> Iterator[tuple[str, Row]]:
+def full_size(folder: Path, config: HeadConfig, ranks: Sequence[int]) -> Iterator[tuple[str, Row]]:
     """A random base, and a head whose matrices differ from it by a change of rank KNOWN."""
     base, head = folder / "base.safetensors", folder / "head.safetensors"
     layers = {
@@ -119,11 +119,12 @@ if __name__ == "__main__":
     made.add_argument("--scenes", type=int, default=60)
     made.add_argument("--full", type=Path, help="folder for files of full size, in the place of the tiny world")
     made.add_argument("--channels", type=int, default=320, help="of the made-up UNet")
+    made.add_argument("--ranks", type=int, nargs="+", default=[KNOWN], help="of what is made of it")
     given = made.parse_args()
     torch.set_grad_enabled(False)
     if given.full:
         unet = UNetConfig(model_channels=given.channels)
         made_up = HeadConfig(unet=dataclasses.replace(unet, out_channels=1), host_unet=unet)
-        report(full_size(given.full, made_up, (KNOWN, KNOWN // 4)), given.json)
+        report(full_size(given.full, made_up, given.ranks), given.json)
     else:
         report(by_rank(given.scenes), given.json)

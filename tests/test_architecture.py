@@ -18,8 +18,8 @@ ONE_FILE = {
 }
 ORDER = (  # a part of ldznet imports what stands before it, and nothing after it
     *("errors", "bounds", "placing", "shapes", "writing", "sources", "clip_bpe", "phrases", "prompted", "combining"),
-    *("contracts", "convolving", "taps", "schedule", "config", "images", "masks", "piecewise", "cropping", "shaping"),
-    *("drawing", "segmentation", "frames", "steering", "attention", "clustering", "capture"),
+    *("contracts", "convolving", "taps", "parts", "schedule", "config", "images", "masks", "piecewise", "cropping"),
+    *("shaping", "drawing", "segmentation", "frames", "steering", "attention", "clustering", "capture"),
     *("models", "checkpoints", "predictor", "tinyworld", "hosts", "webui", "data", "train", "evaluate", "cli"),
     "__main__",
 )

@@ -116,7 +116,18 @@ def test_usefulness(run: Run, tmp_path: Path) -> None:
 
 def test_shrinking_at_full_size(run: Run, tmp_path: Path) -> None:
     """At a tenth of it: the made-up change of rank 16 comes back, and three quarters of one do not fit into rank 4."""
-    run("shrinking", "--full", str(tmp_path), "--channels", "32", "--json", str(tmp_path / "rows.json"))
+    run(
+        "shrinking",
+        "--full",
+        str(tmp_path),
+        "--channels",
+        "32",
+        "--ranks",
+        "16",
+        "4",
+        "--json",
+        str(tmp_path / "rows.json"),
+    )
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert rows["rank 16"]["largest error"] < 1e-3
     assert rows["rank 16"]["energy"] == pytest.approx(1, abs=1e-6)

@@ -76,7 +76,7 @@ def shrink(
         names = matrices_of(config.unet)
         spectra = {}
         for i, name in enumerate(names):
-            spectra[name] = differences.factors(name)[0]
+            spectra[name] = differences.spectrum(name)
             if progress:
                 progress(i + 1, 2 * len(names))
         blocks = config.blocks if config.network == "ldznet" else ()
@@ -123,7 +123,7 @@ class Differences:
             unet,
             prefix,
         )
-        self._last: tuple[str, tuple[Tensor, Tensor, Tensor]] | None = None
+        self._last: tuple[str, tuple[Tensor, Tensor]] | None = None
         additions = {block: ldm_name(block) for block in config.tap_specs}
         self._own = {layer_key(block): name for block, name in additions.items()}
         self._layers = {layer_key(name): name for name in layers_of(config.unet)}
@@ -135,18 +135,18 @@ class Differences:
             raise CheckpointError(f"Expected finite weights, got infinity or NaN in {name}. Get head and base anew.")
         return difference
 
-    def factors(self, layer: str) -> tuple[Tensor, Tensor, Tensor]:
-        """Squares of the singular values of a layer's difference, largest first, and its factors up · down."""
-        if self._last and self._last[0] == layer:
-            return self._last[1]
-        matrix = self.of(f"{layer}.weight").flatten(1).double()
-        tall = len(matrix) > matrix.shape[1]
-        small = matrix.T if tall else matrix
-        values, vectors = torch.linalg.eigh(small @ small.T)
-        values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
-        found = (values, matrix @ vectors, vectors.T) if tall else (values, vectors, vectors.T @ matrix)
-        self._last = layer, found
-        return found
+    def spectrum(self, layer: str) -> Tensor:
+        """Squares of the singular values of a layer's difference, largest first."""
+        return torch.linalg.eigvalsh(_gram(self._matrix(layer))).flip(0).clamp(min=0)
+
+    def factors(self, layer: str, rank: int) -> tuple[Tensor, Tensor]:
+        """The product up · down that is nearest to a layer's difference among those of `rank`: m rank, rank n."""
+        if self._last is None or self._last[0] != layer:
+            matrix = self._matrix(layer)
+            vectors = torch.linalg.eigh(_gram(matrix))[1].flip(1)[:, :rank]
+            tall = len(matrix) > matrix.shape[1]
+            self._last = layer, (matrix @ vectors, vectors.T) if tall else (vectors, vectors.T @ matrix)
+        return self._last[1]
 
     def reader(self, ranks: Mapping[str, int]) -> Callable[[str], Tensor]:
         """Gives each tensor of the delta head, by its name in that."""
@@ -178,15 +178,22 @@ class Differences:
         if part not in ("up", "down"):
             return self.of(f"{layer}.{part}")
         shape = layers_of(self.config.unet)[layer]["weight"]
-        _, up, down = self.factors(layer)
-        up, down = up[:, : ranks[layer]], down[: ranks[layer]]
+        up, down = self.factors(layer, ranks[layer])
         balance = (
             (down.norm(dim=1) / up.norm(dim=0).clamp(min=1e-30)).clamp(1e-30, 1e30).sqrt()
         )  # alike in size, for float16
         return up * balance if part == "up" else (down / balance[:, None]).reshape(-1, *shape[1:])
 
+    def _matrix(self, layer: str) -> Tensor:
+        return self.of(f"{layer}.weight").flatten(1).double()
+
     def _read_head(self, name: str) -> Tensor:
         return self._head.read(self._keys[name])
+
+
+def _gram(matrix: Tensor) -> Tensor:
+    """Of the rows or the columns, whichever are fewer: its eigenvalues are the squares of the singular values."""
+    return matrix.T @ matrix if len(matrix) > matrix.shape[1] else matrix @ matrix.T
 
 
 def _prefix(unet: TensorFile, config: HeadConfig) -> str:

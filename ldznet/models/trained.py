@@ -83,8 +83,9 @@ class TrainedHead:
 
     def masks_over(
         self, host: Host, rows: Float[Tensor, "n c h w"], context: Float[Tensor, "n m d"], taps: Taps
-    ) -> tuple[Float[Tensor, "n 1 8*h 8*w"], Float[Tensor, " n"] | None]:
-        """`masks_and_presence` at timestep 0, with all that it reads where the network is."""
+    ) -> tuple[Float[Tensor, "n 1 H W"], Float[Tensor, " n"] | None]:
+        """`masks_and_presence` of latents (pixels, where the head takes those) at timestep 0, with all that it reads
+        where the network is."""
         rows, read = self._placed(rows), {block: self._placed(tap) for block, tap in taps.items()}
         zeros = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
         return self.masks_and_presence(rows, zeros, self._placed(context), read)

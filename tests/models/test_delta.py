@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,31 +55,26 @@ def logits(host: TinyHost, head: Any) -> torch.Tensor:
     return predictor.predict(PHRASES).logits
 
 
-def passed(host: TinyHost, head: DeltaHead | None) -> Iterator[torch.Tensor]:
-    """The noise that the UNet predicts and two taps of one pass, with the head's changes or without."""
+@torch.no_grad()
+def passed(host: TinyHost, head: DeltaHead | None) -> list[torch.Tensor]:
+    """The noise that the UNet predicts and what its blocks input.8 and middle.0 give, with the head's changes or
+    without."""
     unet = host.models.unet
     latents = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     given = latents, torch.tensor([0, 0]), host.encode_text(PHRASES)
-    taps = host.extract(*given, ["input.8", "middle.0"])
-    with torch.no_grad():
-        if head is None:
-            yield from (unet(*given), *taps.values())
-            return
-        for parameter in head.parameters():
-            parameter.data = parameter.data.to(torch.float32)
-        with head.applied(unet, taps):
-            eps = unet(*given)
-        yield eps
-        for block in taps:
-            kept = {}
-            transformer = unet.get_submodule(f"{'middle_block' if block == 'middle.0' else 'input_blocks.8'}.1")
-            handle = transformer.register_forward_hook(
-                lambda m, a, out, b=block, kept=kept: kept.update({b: out.clone()})
-            )
-            with head.applied(unet, taps):
-                unet(*given)
+    found = dict(host.extract(*given, ["input.8", "middle.0"]))
+    if head is None:
+        return [unet(*given), *found.values()]
+    places = (unet.input_blocks[8][1], unet.middle_block[1])  # type: ignore[index]
+    kept: list[torch.Tensor] = []
+    handles = [place.register_forward_hook(lambda module, args, out: kept.append(out.clone())) for place in places]
+    try:
+        with head.applied(unet, found):
+            noise = unet(*given)
+    finally:
+        for handle in handles:
             handle.remove()
-            yield kept[block]
+    return [noise, *kept]
 
 
 def test_one_that_holds_nothing_changes_nothing(host: TinyHost) -> None:
@@ -93,7 +87,7 @@ def test_one_that_holds_nothing_changes_nothing(host: TinyHost) -> None:
 def test_one_that_holds_something_changes_something(host: TinyHost, part: str) -> None:
     head = empty()
     dict(head.named_parameters())[part].data.fill_(0.1)
-    assert not torch.equal(next(passed(host, head)), next(passed(host, None)))
+    assert not torch.equal(passed(host, head)[0], passed(host, None)[0])
 
 
 def test_at_full_rank_it_is_the_head_that_it_was_made_from(host: TinyHost, whole: Path) -> None:
@@ -142,7 +136,7 @@ def test_a_layer_that_does_not_run_is_named(host: TinyHost, monkeypatch: pytest.
     weights = [embed[0].weight, embed[0].bias]
     monkeypatch.setattr(embed, "forward", lambda x: embed[2](embed[1](torch.nn.functional.linear(x, *weights))))
     with pytest.raises(TapError, match=r"time_embed.0 to run once in the head's pass, got 0 times \(1 of"):
-        next(passed(host, empty()))
+        passed(host, empty())
 
 
 def test_whatever_happens_the_host_is_as_it_was(host: TinyHost) -> None:
