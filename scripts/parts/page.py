@@ -19,7 +19,8 @@ LOGS = {"html_log_img2img": "img2img", "html_log_txt2img": "txt2img"}  # made la
 CANVAS = "logical_image_background"  # the class of a Forge's picture, which follows the canvas that has its id
 REDRAWS = ("threshold", "grow", "feather", "fill_holes", "drop_specks", "refine", "invert", "passes")
 WHICH_TAB = "(...given) => [get_tab_index('mode_img2img'), ...given.slice(1)]"
-TO_UPLOAD = f"() => {{ switch_to_img2img_tab({UPLOAD_TAB}); }}"
+SENT = "sent to Inpaint upload"
+TO_UPLOAD = f"(said) => {{ if (said.includes('{SENT}')) switch_to_img2img_tab({UPLOAD_TAB}); return []; }}"
 NO_LOOK = "Expected masks to be shown first. Press Show masks."
 STOPPED = "Stopped while phrases were looked for."
 NO_PICTURE = "Expected a picture in this tab of img2img, got none. Give one."
@@ -77,7 +78,7 @@ class Page:
         sent = own["send"].click(
             self.send, inputs=[own["look"], *values], outputs=[self._host[UPLOAD], self._host[MASK], own["said"]]
         )
-        sent.then(fn=None, inputs=[], outputs=[], **{JS: TO_UPLOAD})
+        sent.then(fn=None, inputs=[own["said"]], outputs=[], **{JS: TO_UPLOAD})
         own["save"].click(self.save, inputs=[own["look"], *values], outputs=[own["said"]])
 
     def show(self, tab, *given):
@@ -109,7 +110,7 @@ class Page:
         with self._saying() as said:
             settings = self._settings.Settings.of(values)
             mask = self._library("showing").whole(required(look), settings, self._drawing())
-            return look.picture, mask, paragraphs(["sent to Inpaint upload"])
+            return look.picture, mask, paragraphs([SENT])
         return gr.update(), gr.update(), said[0]
 
     def save(self, look, *values):

@@ -236,6 +236,8 @@ def test_buttons_read_and_fill_the_host_s_own_pictures(script: Any, canvas: bool
     assert given[1 : 1 + len(script.page.PICTURES)] == [host[name] for name in script.page.PICTURES]
     assert given[1 + len(script.page.PICTURES) :] == [own["made"][name] for name in NAMES]
     assert own["send"].wired["click"]["outputs"][:2] == [host[script.page.UPLOAD], host[script.page.MASK]]
+    assert own["send"].wired["then"]["inputs"] == [own["said"]]  # the tab is opened by what was said
+    assert script.page.SENT in own["send"].wired["then"]["js"]
     assert own["made"]["threshold"].wired["change"]["inputs"][0] is own["look"]
     assert host["html_log_img2img"].wired["change"]["outputs"] == [own["said"]]
 
