@@ -89,13 +89,10 @@ MUTANTS = [
     Mutant("ldznet/webui/serving.py", "allow_pickle=False", "allow_pickle=True", SHOWN),
     Mutant("ldznet/webui/settings.py", '{"enabled": True, **changes} if', "changes if", ASKED),
     Mutant("scripts/parts/routes.py", "dependencies=own.dependencies", "dependencies=[]", WIRED),
-    Mutant("scripts/parts/page.py", 'r"LD-ZNet: ([^<\\n]+)"', 'r"LD-ZNet: (.+)"', WIRED),
     Mutant("scripts/parts/page.py", "self._host[self._canvas], self._canvas = component, None", "pass", WIRED),
     Mutant("scripts/parts/axes.py", 'value.replace(NEWLINE, "\\n")', "value", WIRED),
     Mutant("scripts/ldznet_webui.py", "if WHOLE and is_on(arguments):", "if is_on(arguments):", WIRED),
-    Mutant(
-        "scripts/ldznet_webui.py", "axes.add(SETTINGS, head_names)  # the", "pass  # the", WIRED
-    ),
+    Mutant("scripts/ldznet_webui.py", "axes.add(SETTINGS, head_names)  # the", "pass  # the", WIRED),
     Mutant("ldznet/phrases.py", 'return template.replace("{}", phrase)', "return phrase", HAND),
     Mutant("ldznet/models/trained.py", "fill(config.template, phrase)", 'fill("a photo of a {}.", phrase)', HAND),
     Mutant("ldznet/models/trained.py", "presence.float().sigmoid()", "presence.float().sigmoid() * 0.1", HAND),

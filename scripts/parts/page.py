@@ -6,7 +6,6 @@ Runs on gradio 3.41 and 4.40. The host's own pictures are known by their ids, on
 import contextlib
 import dataclasses
 import html
-import re
 from pathlib import Path
 
 import gradio as gr
@@ -47,7 +46,8 @@ class Page:
             own["overlay"] = gr.Image(
                 show_label=False, interactive=False, type="pil", visible=False, elem_id="ldznet_overlay"
             )
-        own["said"] = gr.HTML(elem_id=f"ldznet_{tab}_said")
+            own["said"] = gr.HTML(elem_id="ldznet_img2img_said")
+        gr.HTML(elem_id=f"ldznet_{tab}_ran")  # javascript/ldznet.js fills it with the host's lines
         self._own[tab] = own
 
     def note(self, component, **_):
@@ -59,11 +59,10 @@ class Page:
             self._host[name] = component
             self._canvas = name if isinstance(component, gr.HTML) else None
         elif name in LOGS and LOGS[name] in self._own:
-            self._wire(LOGS[name], component)
+            self._wire(LOGS[name])
 
-    def _wire(self, tab, log):
+    def _wire(self, tab):
         own = self._own[tab]
-        log.change(outcome, inputs=[log], outputs=[own["said"]], show_progress=False)
         if tab != "img2img" or any(name not in self._host for name in (*PICTURES, MASK)):
             return
         values = [own["made"][name] for name in self._settings.NAMES]
@@ -157,8 +156,3 @@ def of_canvas(picture):
 def paragraphs(lines):
     """Lines as HTML."""
     return "".join(f"<p>{html.escape(line)}</p>" for line in lines)
-
-
-def outcome(log):
-    """What the section said in a run, from the host's lines below the pictures."""
-    return "".join(f"<p>{line.strip()}</p>" for line in re.findall(r"LD-ZNet: ([^<\n]+)", log or ""))

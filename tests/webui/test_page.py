@@ -66,8 +66,8 @@ class Page:
     def said(self) -> str:
         return self.page.locator("#ldznet_img2img_said").last.inner_text()
 
-    def wait_for(self, words: str) -> str:
-        playwright.expect(self.page.locator("#ldznet_img2img_said").last).to_contain_text(words, timeout=WAIT)
+    def wait_for(self, words: str, where: str = "said") -> str:
+        playwright.expect(self.page.locator(f"#ldznet_img2img_{where}").last).to_contain_text(words, timeout=WAIT)
         return self.said()
 
     def show(self, *phrases: str) -> np.ndarray:
@@ -222,7 +222,7 @@ def test_the_section_says_what_became_of_a_run(page: Page, case: str) -> None:
     page.set("threshold", threshold)
     page.check("enabled")
     picture = page.generate()
-    page.wait_for(words)
+    page.wait_for(words, "ran")
     assert (case == "found") == (not np.array_equal(picture, ORIGINAL))
 
 

@@ -239,13 +239,10 @@ def test_buttons_read_and_fill_the_host_s_own_pictures(script: Any, canvas: bool
     assert own["send"].wired["then"]["inputs"] == [own["said"]]  # the tab is opened by what was said
     assert script.page.SENT in own["send"].wired["then"]["js"]
     assert own["made"]["threshold"].wired["change"]["inputs"][0] is own["look"]
-    assert host["html_log_img2img"].wired["change"]["outputs"] == [own["said"]]
+    assert not host["html_log_img2img"].wired  # in gradio 4 its change has no end
 
 
-def test_the_section_s_lines_are_taken_from_the_host_s(script: Any) -> None:
-    log = "<div><p class='comments'>LD-ZNet: a &lt;b&gt;: not found<br>\nOther: no<br>LD-ZNet: why</p><p>1 s</p></div>"
-    assert script.page.outcome(log) == "<p>a &lt;b&gt;: not found</p><p>why</p>"
-    assert script.page.outcome(None) == ""
+def test_lines_are_shown_as_they_are(script: Any) -> None:
     assert script.page.paragraphs(["<a>"]) == "<p>&lt;a&gt;</p>"
 
 
