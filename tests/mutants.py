@@ -48,7 +48,15 @@ MASKED, DISC = "nodes/test_mask_nodes.py", "test_masks.py"
 REGIONS, PUBLISHED = "data/test_regions.py", "data/test_published.py"
 FAST = "test_convolving.py"
 SHOWN, WIRED, ASKED = "webui/test_showing.py", "webui/test_script.py", "webui/test_settings.py"
+DELTA = "models/test_delta.py"
 MUTANTS = [
+    Mutant("ldznet/models/delta.py", "h, pooled = (before + text)", "h, pooled = (before)", DELTA),
+    Mutant("ldznet/models/delta.py", "return output + plain * weight + bias", "return output + plain * weight", DELTA),
+    Mutant("ldznet/models/delta.py", "if fired[name] != 1]", "if fired[name] > 1]", DELTA),
+    Mutant("ldznet/models/delta.py", "float(alphas_cumprod()[0]) ** 0.5", "1", DELTA),
+    Mutant("ldznet/models/delta.py", "            for handle in handles:\n", "            for handle in []:\n", DELTA),
+    Mutant("ldznet/checkpoints/shrink.py", "key=lambda offer: -offer[0]", "key=lambda offer: offer[0]", DELTA),
+    Mutant("ldznet/checkpoints/shrink.py", "(down / balance[:, None])", "(down * balance[:, None])", DELTA),
     Mutant("ldznet/hosts/webui_capture.py", 'vars(sampler).pop("launch_sampling", None)', "pass", SAMPLED),
     Mutant("ldznet/hosts/webui_capture.py", "self.step, self.taken = step, set()", "self.step = step", SAMPLED),
     Mutant("ldznet/hosts/webui_capture.py", "self.taken.add(key)", "pass", SAMPLED),
@@ -421,11 +429,9 @@ MUTANTS = [
         "(maps - self.maps[block]) / 2",
         "attention",
     ),
-    Mutant(
-        "ldznet/attention/prompts.py", "background, at, ids = [], 1, []", "background, at, ids = [], 0, []", "attention"
-    ),
+    Mutant("ldznet/attention/prompts.py", "[places[at + k] for k", "[at + k for k", "attention"),
     Mutant("ldznet/attention/prompts.py", "if word not in asked]", "]", "attention"),
-    Mutant("ldznet/attention/prompts.py", "<= MOST_TOKENS:", "<= MOST_TOKENS + 3:", "attention"),
+    Mutant("ldznet/attention/prompts.py", "<= texts.most:", "<= texts.most + 3:", "attention"),
     Mutant(
         "ldznet/attention/denoising.py",
         "(1 - sums[:, :, [row]] / sums[:, :, list(others)]).mean(dim=1).amin(dim=1)",
