@@ -670,7 +670,8 @@ def noticed(mutant: Mutant, copy: Path) -> bool:
     assert text.count(mutant.old) == 1, f"{mutant.old!r} stands {text.count(mutant.old)} times in {mutant.file}"
     path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
     try:
-        command = ["pytest", "-x", "-q", "-p", "no:cacheprovider", *(f"tests/{name}" for name in mutant.tests.split())]
+        files = (f"tests/{name}" for name in mutant.tests.split())
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files]
         environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
         done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=600)
         if done.returncode not in (0, 1, 2):
