@@ -176,8 +176,11 @@ class InnerSteered(io.ComfyNode):
         found = None if run is None else run.found
         if found is None:
             phrases = tuple(dict.fromkeys(region.phrase for region in steering.regions))
-            nothing = torch.full((len(samples), len(phrases), *samples.shape[2:]), -20.0)
-            found = Segmentation(nothing, phrases, size, torch.zeros(len(samples), len(phrases)))
+            nothing = torch.full(
+                (len(samples), len(phrases), *samples.shape[2:]), -20.0, dtype=torch.float32, device=samples.device
+            )
+            absent = torch.zeros(len(samples), len(phrases), dtype=torch.float32, device=samples.device)
+            found = Segmentation(nothing, phrases, size, absent)
         notes = [UNKNOWN] if run is None else lines_of(run, steering.regions)
         picture = small(comfyui.colours_of(steering.model, comfyui.model_space(steering.model, samples)))
         result = at_rest(found, comfyui.outputs_device())

@@ -136,7 +136,7 @@ class JointHost(ComfyHost):
         tokens, encoded = self._encode_once(text)
         rows: int = max(encoded["cond"].shape[1], *(sum(map(len, part)) for part in tokens.values()))
         if self.encoders.at_end:  # cut or padded at its beginning, by the encoder or after it
-            empty = torch.zeros(1, self.latent_channels, 2, 2, device=self.device)
+            empty = torch.zeros(1, self.latent_channels, 2, 2, dtype=torch.float32, device=self.device)
             conds = self._conds(in_model_dimensions(self.model, empty), Conditioning(encoded["cond"]))
             rows = conds["c_crossattn"].cond.shape[1]
         return self._placed(tokens, rows)

@@ -175,7 +175,7 @@ BAD_METADATA = [
     ({"ldznet_format": "1"}, "with its configuration"),
     ({"ldznet_format": "1", "config": "{"}, "configuration of an LD-ZNet head as JSON"),
     ({"ldznet_format": "1", "config": '{"colour": 3}'}, "colour"),
-    ({"ldznet_format": "1", "config": '{"network": "sdxl"}'}, 'rgbnet, znet, ldznet, light, got "sdxl"'),
+    ({"ldznet_format": "1", "config": '{"network": "sdxl"}'}, 'rgbnet, znet, ldznet, light, delta, got "sdxl"'),
     ({"ldznet_format": "1", "config": '{"blocks": "input.8"}'}, "as blocks, got 'input.8'"),
     ({"ldznet_format": "1", "config": "[" * 100_000}, "configuration of an LD-ZNet head as JSON"),
     ({"ldznet_format": "\x1b[2J" + "9" * 10_000}, r'format "\\x1b.2J9+…"'),
@@ -236,7 +236,10 @@ def test_a_configuration_that_lies_is_not_believed(config: str, words: str) -> N
 
 
 def test_every_number_of_a_configuration_has_a_bound() -> None:
-    free = {HeadConfig: {"network", "unet", "host_unet", "blocks", "template", "has_presence"}, UNetConfig: set()}
+    free = {
+        HeadConfig: {"network", "unet", "host_unet", "blocks", "template", "has_presence", "ranks"},
+        UNetConfig: set(),
+    }
     for kind, bounds in ((HeadConfig, HEAD_BOUNDS), (UNetConfig, UNET_BOUNDS)):
         assert {field.name for field in dataclasses.fields(kind)} == free[kind] | bounds.keys()
 

@@ -7,6 +7,7 @@ under its floor was broken, or its weights, the host's or the scenes have change
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import pytest
 
@@ -49,20 +50,34 @@ def reached(predictor: Predictor, items: list[Item]) -> tuple[float, float]:
     return benchmark.figures(outcome, outcome.things | True).miou_50, benchmark.presence(outcome)[0]
 
 
-@pytest.mark.parametrize(("name", "miou", "auroc"), [("tiny", 0.68, 0.97), ("tiny-znet", 0.68, 0.97)])
-def test_trained_heads(host: TinyHost, items: list[Item], name: str, miou: float, auroc: float) -> None:
+def test_trained_head(host: TinyHost, items: list[Item]) -> None:
     """0.715 and 0.988 when this was written, of 120 phrases that are there and 120 that are not."""
-    found = reached(Predictor(host, load_head(name)), items)
-    assert found[0] > miou
-    assert found[1] > auroc
+    miou, auroc = reached(Predictor(host, load_head("tiny")), items)
+    assert miou > 0.68
+    assert auroc > 0.97
+
+
+def test_the_one_without_taps_gives_its_masks(host: TinyHost, items: list[Item]) -> None:
+    """*tiny* does not read its taps (docs/experiments.md): *tiny-znet*, which has none, is the same function."""
+    for item in items[:3]:
+        found = []
+        for name in ("tiny", "tiny-znet"):
+            predictor = Predictor(host, load_head(name))
+            predictor.set_image(item.image)
+            found.append(predictor.predict(item.phrases).probabilities)
+        assert (found[0] - found[1]).abs().mean() < 1e-3
+        assert found[0].amax() > 0.9
 
 
 def test_attention(host: TinyHost, items: list[Item]) -> None:
-    """Masks from one pass; presence, which takes some thirty, on ten of the scenes. 0.334 and 0.779 when this was
-    written, of 120 phrases that are there, and of 30 and 30."""
+    """0.334 when this was written, of 120 phrases that are there."""
     plain = AttentionHead(dataclasses.replace(CONFIGS["tiny"], presence=Presence()))
-    present = [dataclasses.replace(item, absent=item.absent[:1]) for item in items]
-    miou, _ = reached(Predictor(host, plain), present)
-    _, auroc = reached(Predictor(host, load_head("attention")), items[:10])
+    miou, _ = reached(Predictor(host, plain), [dataclasses.replace(item, absent=item.absent[:1]) for item in items])
     assert miou > 0.31
+
+
+@pytest.mark.skipif(not os.environ.get("LDZNET_LONG"), reason="$LDZNET_LONG is not set: some thirty passes a phrase")
+def test_presence_by_attention(host: TinyHost, items: list[Item]) -> None:
+    """0.779 when this was written, of 30 phrases that are there and 30 that are not."""
+    _, auroc = reached(Predictor(host, load_head("attention")), items[:10])
     assert auroc > 0.72

@@ -172,13 +172,13 @@ def test_an_unknown_network_is_named() -> None:
 
 
 def compiled_like_eager(module: nn.Module, given: Any) -> None:
-    """Through dynamo and AOT autograd; not the code generator behind them, which takes minutes on a slow machine.
+    """Through dynamo; not the code generator behind it, which takes minutes on a slow machine.
 
     In one graph, but on torch 2.1, which breaks it at the dict of taps.
     """
     whole = not torch.__version__.startswith("2.1.")
     with torch.no_grad():
-        got = torch.compile(module, backend="aot_eager", fullgraph=whole)(*given)
+        got = torch.compile(module, backend="eager", fullgraph=whole)(*given)
         torch.testing.assert_close(got, module(*given), atol=1e-4, rtol=1e-4)
 
 
