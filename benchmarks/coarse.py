@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from helpers import CHOOSE, TEST, Figure, Row, drawn, iou, mean, parser, pixels_of, report
+from helpers import CHOOSE, TEST, Figure, Row, drawn, iou, mean, parser, pixels_of, report, untrained
 from PIL import Image, ImageDraw
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -30,6 +30,7 @@ from ldznet.attention.finding import found_in
 from ldznet.attention.head import attend
 from ldznet.attention.prompts import Prompt, prompts_of, spoken
 from ldznet.attention.reading import reading_attention
+from ldznet.clustering import settled
 from ldznet.config import PUBLISHED_BLOCKS
 from ldznet.data.items import Item
 from ldznet.data.tinyworld import with_phrases
@@ -37,7 +38,6 @@ from ldznet.evaluate.benchmark import Segment, arrays, figures, intervals, run, 
 from ldznet.hosts.tiny import TinyHost
 from ldznet.images import resize
 from ldznet.schedule import seeded_noise
-from ldznet.tinyworld import world
 
 T, NOISES = 200, 4
 FULL = ("input.1", "input.2", "output.9", "output.10", "output.11")  # blocks at the latents' own size
@@ -113,17 +113,12 @@ FEATURES: dict[str, Callable[[TinyHost, Item], Tensor]] = {
 }
 
 
-def clusters(features: Tensor, count: int, tries: int = 4, steps: int = 25) -> Tensor:
+def clusters(features: Tensor, count: int, tries: int = 4) -> Tensor:
     """k-means over the positions of `features` c h w, the best of some starts: labels 128 x 128, by the nearest centre
     of the features brought to that size."""
     points, best = features.flatten(1).T, (torch.inf, torch.empty(0))
     for seed in range(tries):
-        centres = _spread_out(points, count, np.random.default_rng(seed))
-        for _ in range(steps):
-            nearest = torch.cdist(points, centres).argmin(1)
-            sums = torch.zeros_like(centres).index_add_(0, nearest, points)
-            sizes = torch.bincount(nearest, minlength=count)[:, None]
-            centres = torch.where(sizes > 0, sums / sizes.clamp(min=1), centres)
+        centres = settled(points, _spread_out(points, count, np.random.default_rng(seed)))
         loss = float(torch.cdist(points, centres).amin(1).square().sum())
         best = min(best, (loss, centres), key=lambda pair: pair[0])
     fine = resize(features[None], (SIDE, SIDE))[0].flatten(1).T
@@ -150,10 +145,9 @@ def matched(labels: np.ndarray, truths: np.ndarray) -> np.ndarray:
 def regions(count: int) -> Iterator[tuple[str, Row]]:
     """Pieces of each picture by each kind of feature: as many as there are things and stuff in it."""
     trained, items = TinyHost.load(), drawn("T0", count, one_each=True)
-    torch.manual_seed(0)
-    untrained = TinyHost(trained.models._replace(unet=world.fresh().unet.eval().requires_grad_(False)))
+    fresh = untrained(trained)
     ways = {name: (trained, feature) for name, feature in FEATURES.items()}
-    ways |= {f"{name}, UNet untrained": (untrained, FEATURES[name]) for name in list(FEATURES)[2:]}
+    ways |= {f"{name}, UNet untrained": (fresh, FEATURES[name]) for name in list(FEATURES)[2:]}
     for name, (host, feature) in ways.items():
         found = [matched(clusters(feature(host, item), len(item.masks)).numpy(), item.masks) for item in items]
         yield name, by_kind(np.concatenate(found), items)

@@ -19,21 +19,19 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from helpers import CHOOSE, TEST, Row, mean, parser, pixels_of, report
+from helpers import CHOOSE, TEST, UNTAUGHT, Row, mean, parser, pixels_of, report, untrained
 from torch import Tensor
 
 from ldznet import schedule
-from ldznet.data.tinyworld import HELD_OUT_CATEGORIES, HELD_OUT_COLOURS
 from ldznet.hosts.tiny import TinyHost
 from ldznet.images import resize
 from ldznet.schedule import seeded_noise
-from ldznet.tinyworld import scene, world
+from ldznet.tinyworld import scene
 from ldznet.tinyworld.shapes import CATEGORIES
 from ldznet.tinyworld.surfaces import COLOURS
 
 FIGURES = Path(__file__).parent.parent / "docs/figures/heatmap.json"
 TIMESTEPS = (0, 100, 200, 400, 600, 800, 999)
-UNTAUGHT = HELD_OUT_COLOURS | HELD_OUT_CATEGORIES
 LATENTS, CELLS, BATCH = "latents", 16, 32
 RIDGE = 0.01  # of the number of places, beside channels of unit variance
 KINDS = ("nouns", "colours", "untaught nouns", "untaught colours")
@@ -142,11 +140,9 @@ def readout(taught: Tensor, asked: Tensor, labels: Places, test: Places, words: 
 def heatmap(labels: int, scenes: int, timesteps: Sequence[int]) -> Iterator[tuple[str, Row]]:
     """Rows "site, t = ..." of the trained UNet at all timesteps, then of an untrained one at 200."""
     trained = TinyHost.load()
-    torch.manual_seed(0)
-    untrained = TinyHost(trained.models._replace(unet=world.fresh().unet.eval().requires_grad_(False)))
     taught, asked, words = places(CHOOSE, labels), places(TEST, scenes), states(trained)
     blocks = tuple(trained.specs)
-    for host, ts, note in ((trained, timesteps, ""), (untrained, (200,), ", UNet untrained")):
+    for host, ts, note in ((trained, timesteps, ""), (untrained(trained), (200,), ", UNet untrained")):
         for t in ts:
             known, new = (features(host, part.latents, t, blocks) for part in (taught, asked))
             for site in known:

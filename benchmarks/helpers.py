@@ -7,9 +7,12 @@ has figures by name, and a script's JSON has rows by name; `figures.py` puts suc
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,15 +20,52 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ldznet.checkpoints import load_weights
+from ldznet.checkpoints.load import WEIGHTS
 from ldznet.data import TinyWorldTest
 from ldznet.data.cache import images_to_pixels
 from ldznet.data.items import Item
+from ldznet.data.tinyworld import HELD_OUT_CATEGORIES, HELD_OUT_COLOURS
 from ldznet.evaluate.metrics import bootstrap
+from ldznet.hosts.tiny import TinyHost
+from ldznet.tinyworld import world
+from ldznet.tinyworld.namer import Namer
+from ldznet.train.recipe import seeded
 
+ROOT = Path(__file__).parents[1]
+UNTAUGHT = HELD_OUT_COLOURS | HELD_OUT_CATEGORIES  # words that labels of experiments never name
 CHOOSE, TEST = 500_000, 0  # first scenes: of those that constants are chosen on, and of those that figures are taken on
 Figure = float | Sequence[float]
 Row = Mapping[str, Figure]
 Module = TypeVar("Module", bound=nn.Module)
+
+
+def untrained(host: TinyHost) -> TinyHost:
+    """The same models with a UNet that has learned nothing, always the same one."""
+    with seeded(0):
+        return TinyHost(host.models._replace(unet=world.fresh().unet.eval().requires_grad_(False)))
+
+
+def judge() -> Namer:
+    """The gates' judge of pictures."""
+    return load_weights(Namer("pixels"), WEIGHTS / "classifier.safetensors").eval()
+
+
+@contextlib.contextmanager
+def real_comfyui() -> Iterator[Any]:
+    """A ComfyUI server as the tests start it, ended after; without a ComfyUI the script ends, and says why."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from comfyui import host
+
+    reason = host.reason_to_skip()
+    if reason:
+        sys.exit(f"Expected a ComfyUI, found {reason}.")
+    with tempfile.TemporaryDirectory() as folder:
+        server = host.Server(Path(folder))
+        try:
+            yield server
+        finally:
+            server.stop()
 
 
 def drawn(test: str, count: int, start: int = TEST, one_each: bool = False) -> list[Item]:

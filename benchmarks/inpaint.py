@@ -10,24 +10,18 @@ same way: what it could see at best.
 
 from __future__ import annotations
 
-import sys
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from helpers import Row, parser, report
+from helpers import ROOT, Row, judge, parser, real_comfyui, report
 from torch import Tensor
 
 import ldznet
 from ldznet import masks
-from ldznet.checkpoints import load_weights
-from ldznet.checkpoints.load import WEIGHTS
 from ldznet.tinyworld.namer import Namer
 from ldznet.tinyworld.shapes import CATEGORIES
 
-ROOT = Path(__file__).parents[1]
 WORKFLOW = ROOT / "workflows" / "2_inpaint_by_text.json"
 SECOND = 1000  # between the seeds of the two samplers
 MOST_TRIED = 5  # times as many seeds as pictures
@@ -113,20 +107,12 @@ def main() -> None:
     made.add_argument("--renders", type=int, default=500, help="that the judge is judged by (default: 500)")
     given = made.parse_args()
     count, renders = given.pictures, given.renders
-    sys.path.insert(0, str(ROOT / "tests"))
-    from comfyui import host, page
+    with real_comfyui() as server:
+        from comfyui import page
 
-    reason = host.reason_to_skip()
-    if reason:
-        sys.exit(f"Expected a ComfyUI, found {reason}.")
-    classifier = load_weights(Namer("pixels"), WEIGHTS / "classifier.safetensors").eval()
-    with tempfile.TemporaryDirectory() as folder:
-        server = host.Server(Path(folder))
-        try:
-            prompt = page.to_prompt(WORKFLOW, server.get("/object_info"))
-            results = list(painted(server, prompt, count))
-        finally:
-            server.stop()
+        prompt = page.to_prompt(WORKFLOW, server.get("/object_info"))
+        results = list(painted(server, prompt, count))
+    classifier = judge()
     phrase, wanted = texts_of(prompt)
     new, old = category_in(wanted), category_in(phrase)
     seen = {

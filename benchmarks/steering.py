@@ -16,24 +16,18 @@ import contextlib
 import copy
 import random
 import statistics
-import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from helpers import Row, mean, parser, ranged, report
+from helpers import Row, judge, mean, parser, ranged, real_comfyui, report
 from inpaint import inside, named
 from torch import Tensor
 
 from ldznet import masks
-from ldznet.checkpoints import load_weights
-from ldznet.checkpoints.load import WEIGHTS
 from ldznet.tinyworld.namer import Namer
 from ldznet.tinyworld.shapes import CATEGORIES
 from ldznet.tinyworld.surfaces import COLOURS, STUFF
 
-ROOT = Path(__file__).parents[1]
 SAMPLER = {"cfg": 5.0, "sampler_name": "ddim", "scheduler": "ddim_uniform"}
 WAYS = ("cross-attention", "masked conditionings")
 HEADS = {"tiny": "tiny (embedded)", "attention": "attention (no download)"}
@@ -167,19 +161,9 @@ def main() -> None:
     made.add_argument("--head", choices=list(HEADS), default="attention")
     made.add_argument("--way", choices=WAYS, help="this one alone")
     given = made.parse_args()
-    sys.path.insert(0, str(ROOT / "tests"))
-    from comfyui import host
-
-    reason = host.reason_to_skip()
-    if reason:
-        sys.exit(f"Expected a ComfyUI, found {reason}.")
-    classifier = load_weights(Namer("pixels"), WEIGHTS / "classifier.safetensors").eval()
-    with tempfile.TemporaryDirectory() as folder:
-        server = host.Server(Path(folder))
-        try:
-            found = results(server, given, [given.way] if given.way else WAYS)
-        finally:
-            server.stop()
+    with real_comfyui() as server:
+        found = results(server, given, [given.way] if given.way else WAYS)
+    classifier = judge()
     report(((way, row(classifier, pairs)) for way, pairs in found.items()), given.json)
 
 

@@ -17,13 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from helpers import TEST, Row, drawn, mean, parser, report
+from helpers import TEST, UNTAUGHT, Row, drawn, mean, parser, report, untrained
 
 from ldznet.data import TinyWorldDataset
 from ldznet.data.cache import add_latents, draw
 from ldznet.data.tinyworld import (
-    HELD_OUT_CATEGORIES,
-    HELD_OUT_COLOURS,
     names_held_out_category,
     names_held_out_colour,
 )
@@ -37,7 +35,6 @@ from ldznet.train.recipe import seeded
 
 CELLS = Path(__file__).parent.parent / "docs/figures/usefulness"
 KINDS, SEEDS = ("taps", "no taps", "untrained taps"), (0, 1, 2)
-UNTAUGHT = HELD_OUT_COLOURS | HELD_OUT_CATEGORIES
 LABELLED = 2_000_000  # first scene that labels are of; each seed has its own
 CONFIG = dataclasses.replace(world.head_config("light"), timestep=200, timestep_range=(200, 200))
 Values = dict[str, dict[str, list[float]]]
@@ -59,10 +56,7 @@ ASKED: dict[str, tuple[str, Callable[[str], bool]]] = {
 def host_of(kind: str) -> TinyHost:
     """The tiny LDM, with a UNet that has learned nothing where `kind` says so."""
     host = TinyHost.load(dtype=torch.float32)
-    if kind != "untrained taps":
-        return host
-    with seeded(0):
-        return TinyHost(host.models._replace(unet=world.fresh().unet.eval().requires_grad_(False)))
+    return untrained(host) if kind == "untrained taps" else host
 
 
 def cell(kind: str, seed: int, labels: int, steps: int, scenes: int, work: Path) -> Values:

@@ -120,7 +120,7 @@ def regions_of(features: Float[Tensor, "c h w"], count: int, seed: int = 0) -> F
     if not 1 < count <= MOST:
         raise InputError(f"Expected 2 to {MOST} regions, got {count}.")
     points = features.flatten(1).T.float()
-    found = [_settled(points, _spread_out(points, count, seed * TRIES + i)) for i in range(TRIES)]
+    found = [settled(points, _spread_out(points, count, seed * TRIES + i)) for i in range(TRIES)]
     centres = min(found, key=lambda centres: float(torch.cdist(points, centres).amin(1).square().sum()))
     distances = torch.cdist(points, centres)
     sizes = torch.bincount(distances.argmin(1), minlength=count)
@@ -131,7 +131,7 @@ def regions_of(features: Float[Tensor, "c h w"], count: int, seed: int = 0) -> F
     return (SLOPE * (rival - distances) / scale.clamp(min=1e-6)).T.unflatten(1, features.shape[1:])
 
 
-def _settled(points: Float[Tensor, "n c"], centres: Float[Tensor, "k c"]) -> Float[Tensor, "k c"]:
+def settled(points: Float[Tensor, "n c"], centres: Float[Tensor, "k c"]) -> Float[Tensor, "k c"]:
     """Lloyd's iterations."""
     for _ in range(STEPS):
         nearest = torch.cdist(points, centres).argmin(1)

@@ -57,6 +57,11 @@ def text_input(empty: str = "") -> Any:
     )
 
 
+def seed_input(tooltip: str) -> Any:
+    """A seed that stays as it is from run to run."""
+    return io.Int.Input("seed", default=0, min=0, max=2**32 - 1, control_after_generate=False, tooltip=tooltip)
+
+
 def head_input(tooltip: str, raw: dict[str, bool] | None = None) -> Any:
     """What turns features into masks; unconnected it is the attention of the model, with nothing to load."""
     return HeadType.Input("head", optional=True, extra_dict=raw, tooltip=f"{tooltip} Unconnected: attention.")

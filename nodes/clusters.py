@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..ldznet import clustering, frames
 from ..ldznet.predictor import Predictor
 from ._boundary import Segmented, socket, vae_latents_of
-from ._schema import CATEGORY, SegmentationType, schema, segmentation_input
+from ._schema import CATEGORY, SegmentationType, schema, seed_input, segmentation_input
 from .segment import model_inputs, require_picture, soft_maps
 
 
@@ -28,7 +28,7 @@ class RegionsWithoutWords(io.ComfyNode):
             "its self-attention). They have numbers, no names.",
             search_aliases=["cluster", "k-means", "segment everything", "auto mask", "superpixel", "unsupervised"],
             inputs=[
-                *model_inputs(),
+                *model_inputs(model="The model whose features are read: SD 1.x, SD 2.x or SDXL. LoRAs are kept."),
                 io.Int.Input(
                     "count",
                     default=5,
@@ -43,14 +43,7 @@ class RegionsWithoutWords(io.ComfyNode):
                     tooltip="features: hidden states of the UNet's early blocks. self-attention: where each place "
                     "looks.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**32 - 1,
-                    control_after_generate=False,
-                    tooltip="Of the noise, and of the places that the regions grow from.",
-                ),
+                seed_input("Of the noise, and of the places that the regions grow from."),
                 io.Latent.Input("latent", optional=True, tooltip="From a KSampler or VAE Encode."),
                 io.Image.Input("image", optional=True, tooltip="With vae: the picture. With latent: its size alone."),
                 io.Vae.Input("vae", optional=True, tooltip="Needed with an image and no latent."),

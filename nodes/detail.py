@@ -14,7 +14,7 @@ from ..ldznet.errors import InputError
 from ..ldznet.shapes import PIXELS_PER_LATENT, Float
 from ._boundary import Segmented, mask_of
 from ._phrases import read_regions
-from ._schema import CATEGORY, FOLLOW, INNER, RAW, SegmentationType, head_input, schema, threshold_input
+from ._schema import CATEGORY, FOLLOW, INNER, RAW, SegmentationType, head_input, schema, seed_input, threshold_input
 
 LEAST = PIXELS_PER_LATENT**2  # pixels: what a latent cannot hold is not painted anew
 MOST = 16  # pieces of a phrase in an image, the largest
@@ -268,9 +268,8 @@ def _sampling_inputs() -> list[Any]:
     from ..ldznet.hosts import comfyui
 
     samplers, schedulers = comfyui.sampler_names()
-    seed = "Of the first crop; each further one has the next."
     return [
-        io.Int.Input("seed", default=0, min=0, max=2**32 - 1, control_after_generate=False, tooltip=seed),
+        seed_input("Of the first crop; each further one has the next."),
         io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Of the sampler, for each crop."),
         io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="How strongly the prompt guides."),
         io.Combo.Input("sampler_name", options=samplers, tooltip="As in a KSampler."),

@@ -25,6 +25,7 @@ from ._schema import (
     SegmentationType,
     head_input,
     schema,
+    seed_input,
     segment_outputs,
     text_input,
     threshold_input,
@@ -32,30 +33,20 @@ from ._schema import (
 from ._showing import OPACITY, show
 
 
-def model_inputs(raw: dict[str, bool] | None = None) -> list[Any]:
-    """MODEL and CLIP."""
-    return [
-        io.Model.Input(
-            "model",
-            extra_dict=raw,
-            tooltip="The model whose features are read: SD 1.x, or with "
-            "the head attention also SD 2.x, SDXL, SD 3, Flux, Qwen-Image, Z-Image and others. LoRAs are kept.",
-        ),
-        io.Clip.Input("clip", extra_dict=raw, tooltip="The model's text encoder. Its last layer is used."),
-    ]
+def model_inputs(
+    raw: dict[str, bool] | None = None,
+    model: str = "The model whose features are read: SD 1.x, or with the head attention also SD 2.x, SDXL, SD 3, Flux, "
+    "Qwen-Image, Z-Image and others. LoRAs are kept.",
+    clip: str = "The model's text encoder. Its last layer is used.",
+) -> list[Any]:
+    """MODEL and CLIP, with what their tooltips say."""
+    return [io.Model.Input("model", extra_dict=raw, tooltip=model), io.Clip.Input("clip", extra_dict=raw, tooltip=clip)]
 
 
 def setting_inputs() -> list[Any]:
     """What changes the soft maps."""
     return [
-        io.Int.Input(
-            "seed",
-            default=0,
-            min=0,
-            max=2**32 - 1,
-            control_after_generate=False,
-            tooltip="Of the noise under which features are read. The same seed gives the same mask.",
-        ),
+        seed_input("Of the noise under which features are read. The same seed gives the same mask."),
         io.Int.Input(
             "ensemble",
             default=1,

@@ -26,10 +26,15 @@ from ._schema import (
     text_input,
     threshold_input,
 )
-from .segment import at_rest, expanded
+from .segment import at_rest, expanded, model_inputs
 
 WAYS = ("cross-attention", "masked conditionings")
 END, KEEP = "end the run with an error", "keep what there is"
+SAMPLED, ENCODER = "The model that the sampler would get: SD 1.x, SD 2.x or SDXL.", "The model's text encoder."
+UNKNOWN = (
+    "nothing was steered of this latent: no sampler with the steered model returned it as it is, or its result came "
+    "from the cache (then a new seed runs it again)"
+)
 
 
 class RegionPromptsWhileSampling(io.ComfyNode):
@@ -46,7 +51,7 @@ class RegionPromptsWhileSampling(io.ComfyNode):
             "that is being made, and its prompt takes over there. One sampler, one run, no mask to draw.",
             search_aliases=["regional prompt", "attention couple", "area prompt", "conditioning mask", "steer"],
             inputs=[
-                *_model_inputs(),
+                *model_inputs(model=SAMPLED, clip=ENCODER),
                 io.String.Input(
                     "regions",
                     multiline=True,
@@ -107,7 +112,7 @@ class RegionPromptsWhileSampling(io.ComfyNode):
             each = [region.phrase for region in pairs]
             return areas_of(found, each, size, threshold, grow, comfyui.raise_if_cancelled)
 
-        look = _looking(model, clip, head, phrases)
+        look = _Looking(model, clip, head, phrases)
         texts = [comfyui_steering.Text.of(clip, region.prompt) for region in pairs]
         kind = comfyui_steering.BY_WAY[way]
         steering = kind(Plan(after / 100, refresh), look, areas, texts)
@@ -201,7 +206,7 @@ class StopIfMissing(io.ComfyNode):
             "there: a bad seed costs a part of its time.",
             search_aliases=["early stop", "abort", "cancel", "check", "if", "steer"],
             inputs=[
-                *_model_inputs(),
+                *model_inputs(model=SAMPLED, clip=ENCODER),
                 text_input(),
                 _after_input("after this share of the sampler's steps the phrases are looked for", 40.0),
                 io.Combo.Input(
@@ -222,7 +227,7 @@ class StopIfMissing(io.ComfyNode):
         from ..ldznet.hosts import comfyui_steering
 
         phrases = read_phrases(text)
-        look = _looking(model, clip, head, phrases)
+        look = _Looking(model, clip, head, phrases)
         if not look.calibrated:
             raise InputError(
                 "Expected a head that tells what is absent, got one whose scores are not calibrated for this model. "
@@ -242,13 +247,7 @@ class StopIfMissing(io.ComfyNode):
         return io.NodeOutput(comfyui_steering.steered(model, steering, look.additional))
 
 
-UNKNOWN = (
-    "nothing was steered of this latent: no sampler with the steered model returned it as it is, or its result came "
-    "from the cache (then a new seed runs it again)"
-)
-
-
-class _looking:
+class _Looking:
     """Segments a sampler's estimate for `phrases`; all that a text encoder has to do is done before."""
 
     def __init__(self, model: Any, clip: Any, head: Any, phrases: list[str]) -> None:
@@ -278,13 +277,6 @@ class _looking:
         assert run.estimate is not None  # or nobody would look
         predictor.set_latents(run.estimate, captured=None if seen is None else seen.captured)
         return predictor.predict(self.phrases)
-
-
-def _model_inputs() -> list[Any]:
-    return [
-        io.Model.Input("model", tooltip="The model that the sampler would get: SD 1.x, SD 2.x or SDXL."),
-        io.Clip.Input("clip", tooltip="The model's text encoder."),
-    ]
 
 
 def _found_inputs(raw: dict[str, bool] | None = None) -> list[Any]:

@@ -23,7 +23,7 @@ from ..contracts import TapSpec
 from ..errors import TapError
 from ..shapes import Float, Size, tap_size
 from ..taps import exclusively, watching
-from .reading import MOST_SCORES, Attention
+from .reading import MOST_SCORES, Attention, softmax_rows
 
 OVERRIDE, OPTIONS = "optimized_attention_override", "transformer_options"
 
@@ -103,19 +103,17 @@ def joint_probabilities(
     held at once, and what is kept is one head's size. Where text and picture are all, the two sum to 1 over keys.
     """
     query = call.query[:, :, picture]
-    batch, heads, rows, _ = query.shape
-    keys = call.key.float().transpose(2, 3)
+    batch, _, rows, _ = query.shape
     cross = torch.empty(batch, rows, text.stop - text.start, dtype=torch.float32, device=query.device)
     own = torch.empty(batch, rows, rows, dtype=torch.float32, device=query.device) if with_self else None
-    chunk = max(1, most_scores // (batch * heads * keys.shape[3]))
-    for start in range(0, rows, chunk):
-        scores = query[:, :, start : start + chunk].float() @ keys * call.scale
-        if call.mask is not None:
-            scores = _masked(scores, call.mask, picture.start + start)
-        mean = scores.softmax(dim=-1).mean(dim=1)
-        cross[:, start : start + chunk] = mean[..., text]
+
+    def masked(scores: Tensor, start: int) -> Tensor:
+        return scores if call.mask is None else _masked(scores, call.mask, picture.start + start)
+
+    for part, mean in softmax_rows(query, call.key, call.scale, most_scores, masked):
+        cross[:, part] = mean[..., text]
         if own is not None:
-            own[:, start : start + chunk] = mean[..., picture]
+            own[:, part] = mean[..., picture]
     return cross, own
 
 

@@ -71,14 +71,30 @@ def probabilities(
     query: Float[Tensor, "b n d"], key: Float[Tensor, "b m d"], heads: int, most_scores: int = MOST_SCORES
 ) -> Float[Tensor, "b n m"]:
     """softmax(q k^T / sqrt(d / heads)) in float32, averaged over heads, in chunks of rows: no head's matrix is kept."""
-    q, k = (rearrange(x, "b n (heads c) -> b heads n c", heads=heads).float() for x in (query, key))
-    batch, _, rows, width = q.shape
-    mean = torch.empty(batch, rows, k.shape[2], dtype=torch.float32, device=q.device)
-    chunk = max(1, most_scores // (batch * heads * k.shape[2]))
-    for start in range(0, rows, chunk):
-        scores = q[:, :, start : start + chunk] @ k.transpose(2, 3) * width**-0.5
-        mean[:, start : start + chunk] = scores.softmax(dim=-1).mean(dim=1)
+    q, k = (rearrange(x, "b n (heads c) -> b heads n c", heads=heads) for x in (query, key))
+    mean = torch.empty(len(q), q.shape[2], k.shape[2], dtype=torch.float32, device=q.device)
+    for rows, part in softmax_rows(q, k, q.shape[3] ** -0.5, most_scores):
+        mean[:, rows] = part
     return mean
+
+
+def softmax_rows(
+    query: Float[Tensor, "b heads n c"],
+    key: Float[Tensor, "b heads m c"],
+    scale: float,
+    most_scores: int,
+    masked: Callable[[Tensor, int], Tensor] = lambda scores, start: scores,
+) -> Iterator[tuple[slice, Float[Tensor, "b r m"]]]:
+    """softmax(q k^T · scale) in float32, averaged over heads, some rows of queries at a time: which rows, and theirs.
+
+    No more than `most_scores` scores are held at once. `masked` gets the scores of rows from `start` on.
+    """
+    keys = key.float().transpose(2, 3)
+    chunk = max(1, most_scores // (keys.shape[0] * keys.shape[1] * keys.shape[3]))
+    for start in range(0, query.shape[2], chunk):
+        rows = slice(start, start + chunk)
+        scores = masked(query[:, :, rows].float() @ keys * scale, start)
+        yield rows, scores.softmax(dim=-1).mean(dim=1)
 
 
 @contextlib.contextmanager

@@ -61,7 +61,8 @@ def shrink(
     Raises CheckpointError for other files, InputError for a setting that cannot be met.
     """
     source, base, target = Path(source), Path(base), Path(target)
-    check_settings(source, target, dtype, force)
+    for given in (source, base):
+        check_settings(given, target, dtype, force)
     if (rank is None) == (megabytes is None) or (rank is not None and rank < 1):
         raise InputError(
             f"Expected a rank of at least 1 or a size in MB, got rank {rank} and {megabytes} MB. Give one."
@@ -88,19 +89,17 @@ def shrink(
         metadata = {"what": f"{source.name} over {base.name}", "converted_by": f"ldznet {__version__}"}
         metadata |= {"base_sha256": differences.digest(), "energy": json.dumps(energies)}
         kept = {key: text for key, text in head.metadata.items() if key in ("licence", "trained_on")}
-        done = 0
+        size, done = sum(map(nbytes, layout.values())), 0
 
         def tick(count: int) -> None:
             nonlocal done
             done += count
             if progress:
-                progress(
-                    len(names) + min(len(names), done * len(names) // sum(map(nbytes, layout.values()))), 2 * len(names)
-                )
+                progress(len(names) + done * len(names) // size, 2 * len(names))
 
         stream_tensors(target, layout, differences.reader(ranks), {**metadata, **kept, **own_metadata(delta)}, tick)
     whole = _share(spectra, ranks, list(spectra))
-    return Shrunk(target, sum(map(nbytes, layout.values())), max(ranks.values()), whole, energies)
+    return Shrunk(target, size, max(ranks.values()), whole, energies)
 
 
 class Differences:
@@ -124,8 +123,7 @@ class Differences:
             prefix,
         )
         self._last: tuple[str, tuple[Tensor, Tensor]] | None = None
-        additions = {block: ldm_name(block) for block in config.tap_specs}
-        self._own = {layer_key(block): name for block, name in additions.items()}
+        self._own = {layer_key(block): ldm_name(block) for block in config.tap_specs}
         self._layers = {layer_key(name): name for name in layers_of(config.unet)}
 
     def of(self, name: str) -> Tensor:
@@ -179,9 +177,7 @@ class Differences:
             return self.of(f"{layer}.{part}")
         shape = layers_of(self.config.unet)[layer]["weight"]
         up, down = self.factors(layer, ranks[layer])
-        balance = (
-            (down.norm(dim=1) / up.norm(dim=0).clamp(min=1e-30)).clamp(1e-30, 1e30).sqrt()
-        )  # alike in size, for float16
+        balance = (down.norm(dim=1) / up.norm(dim=0).clamp(min=1e-30)).clamp(1e-30, 1e30).sqrt()  # alike, for float16
         return up * balance if part == "up" else (down / balance[:, None]).reshape(-1, *shape[1:])
 
     def _matrix(self, layer: str) -> Tensor:

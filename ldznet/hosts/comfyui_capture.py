@@ -7,7 +7,7 @@ around each UNet call. Imports no comfy, so that stand-ins can test it; `comfyui
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -96,14 +96,12 @@ def calling_into(capture: Capture) -> Any:
         """
         if is_compiling():
             return executor(x, timesteps, *rest, **named)
-        options = next((part for part in rest if isinstance(part, dict) and "uuids" in part), None)
-        options = options or named.get("transformer_options") or {}
-        size, uuids = (x.shape[-2], x.shape[-1]), options.get("uuids") or []
+        size, uuids = (x.shape[-2], x.shape[-1]), _uuids(x, rest, named)
 
         def execute() -> Any:
             return executor(x, timesteps, *rest, **named)
 
-        if not uuids or len(x) % len(uuids):
+        if not uuids:
             return execute()
         return capture.call(executor.class_obj, size, float(timesteps.flatten()[0]), uuids, execute)
 
@@ -115,18 +113,23 @@ def applying_into(capture: Capture, steps_of: Callable[[Any], Sequence[float]]) 
 
     def call(executor: Any, x: Any, sigmas: Any, *rest: Any, **named: Any) -> Any:
         """Around one call of the model; a network that `torch.compile` wraps is not read."""
-        options = next((part for part in rest if isinstance(part, dict) and "uuids" in part), None)
-        uuids = (options or named.get("transformer_options") or {}).get("uuids") or []
-        network = executor.class_obj.diffusion_model
+        network, uuids = executor.class_obj.diffusion_model, _uuids(x, rest, named)
 
         def execute() -> Any:
             return executor(x, sigmas, *rest, **named)
 
-        if not uuids or len(x) % len(uuids) or is_compiling() or hasattr(network, "_orig_mod"):
+        if not uuids or is_compiling() or hasattr(network, "_orig_mod"):
             return execute()
         return capture.call(network, (x.shape[-2], x.shape[-1]), steps_of(sigmas[:1])[0], uuids, execute)
 
     return call
+
+
+def _uuids(x: Tensor, rest: Sequence[Any], named: Mapping[str, Any]) -> Sequence[Any]:
+    """Whose conditionings the rows of a call belong to, in as many equal parts; empty where the call does not say."""
+    options = next((part for part in rest if isinstance(part, dict) and "uuids" in part), None)
+    uuids = (options or named.get("transformer_options") or {}).get("uuids") or []
+    return uuids if uuids and len(x) % len(uuids) == 0 else []
 
 
 def run_of(capture: Capture, samples: Float[Tensor, "b c h w"]) -> Run | None:

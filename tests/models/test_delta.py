@@ -221,6 +221,13 @@ class TestShrink:
         assert found.energy > even.energy + 0.01
         assert set(found.energies) > {"time", "input.0", "middle", "output.11"}
 
+    def test_the_base_is_never_written_over(self, tmp_path: Path) -> None:
+        base = tmp_path / "base.safetensors"
+        base.write_bytes(BASE.read_bytes())
+        with pytest.raises(InputError, match="Expected another file than the source"):
+            shrink(HEAD, base, base, rank=1, force=True)
+        assert base.read_bytes() == BASE.read_bytes()
+
     @pytest.mark.parametrize(
         ("source", "base", "setting", "message"),
         [

@@ -50,7 +50,7 @@ def where(nodes: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def found(places: torch.Tensor) -> Where:
         look = Where(library, places)
-        monkeypatch.setattr(module, "_looking", lambda *_: look)
+        monkeypatch.setattr(module, "_Looking", lambda *_: look)
         return look
 
     return found
@@ -102,6 +102,12 @@ def test_a_region_s_prompt_enters_from_its_step_on_and_nowhere_else(
     assert steering.returned(out).looks == [2]
 
 
+def regions_found(nodes: ModuleType, samples: torch.Tensor, steering: Any) -> Any:
+    """What Regions Found gives of a sampler's result."""
+    given = {"latent": {"samples": samples}, "steering": steering}
+    return running.expand(nodes, "LDZNetSteered", given, latent=["latent", 0], steering=["steering", 0])
+
+
 @pytest.mark.parametrize("way", [CROSS, MASKED])
 def test_what_is_not_found_changes_no_bit(nodes: ModuleType, world: dict[str, Any], where: Any, way: str) -> None:
     look = where(places() * 0)
@@ -109,13 +115,7 @@ def test_what_is_not_found_changes_no_bit(nodes: ModuleType, world: dict[str, An
     out = sample(model, world)
     assert torch.equal(out, sample(world["model"], world))
     assert len(look.looks) == 1
-    outputs = running.expand(
-        nodes,
-        "LDZNetSteered",
-        {"latent": {"samples": out}, "steering": steering},
-        latent=["latent", 0],
-        steering=["steering", 0],
-    )
+    outputs = regions_found(nodes, out, steering)
     assert outputs[4].splitlines()[-1] == '"a star": not found after 2 of 4 steps, nothing is changed'
     assert not outputs[0].any()
 
@@ -131,13 +131,7 @@ def test_each_image_has_its_own_regions(nodes: ModuleType, world: dict[str, Any]
     apart = (out[1] - plain[1]).abs().mean(dim=(0, 1))
     assert apart[:3].mean() > 2 * apart[5:].mean()
     assert steering.returned(out).areas[:, 0].amax(dim=(1, 2)).tolist() == [0, 1]
-    outputs = running.expand(
-        nodes,
-        "LDZNetSteered",
-        {"latent": {"samples": out}, "steering": steering},
-        latent=["latent", 0],
-        steering=["steering", 0],
-    )
+    outputs = regions_found(nodes, out, steering)
     assert f'"a star" => "{OTHER}": from step 3 of 4 on, image 2' in outputs[4].splitlines()
     assert outputs[1][0][1, :, :30].all()
     assert not outputs[1][0][1, :, 34:].any()

@@ -17,6 +17,8 @@ import socket
 import subprocess
 import time
 import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,14 @@ class Webui:
     def txt2img(self) -> list[np.ndarray]:
         """The pictures of the same settings."""
         return [decoded(image) for image in self.post("/sdapi/v1/txt2img", BASE)["images"]]
+
+    def stopped(self, seconds: float, how: str, run: Callable[[], Any]) -> Any:
+        """What `run` gives where the host is told, after so many seconds, to "interrupt" or to "skip"."""
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(run)
+            time.sleep(seconds)
+            self.post(f"/sdapi/v1/{how}", {})
+            return running.result(300)
 
     def post(self, path: str, body: Any) -> Any:
         data = json.dumps(body).encode()

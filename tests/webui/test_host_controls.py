@@ -5,8 +5,6 @@ A second checkpoint in the host's folder lets the refiner be tested.
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -97,15 +95,9 @@ def test_a_refiner_leaves_right_masks_and_nothing_else(webui: host.Webui) -> Non
 def test_a_stop_of_inpainting_by_words_leaves_nothing(webui: host.Webui, how: str, after: float) -> None:
     for _ in range(2):
         (expected, *_), _ = webui.img2img(DOG)
-    hooks, got = webui.witness()["hooks"], list[Any]()
+    hooks = webui.witness()["hooks"]
     settings = {**DOG, "phrases": "a horse\nthe sea\na red hat", "passes": EACH}  # new ones, so that the model is asked
-    run = threading.Thread(target=lambda: got.append(webui.img2img(settings, steps=20)))
-    run.start()
-    time.sleep(after)
-    webui.post(f"/sdapi/v1/{how}", {})
-    run.join(300)
-    assert not run.is_alive()
-    assert got
+    assert webui.stopped(after, how, lambda: webui.img2img(settings, steps=20))
     webui.img2img(DOG)
     (picture, *_), _ = webui.img2img(DOG)
     assert np.array_equal(picture, expected)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -181,15 +179,9 @@ def test_a_lora_of_the_run_before_is_not_in_the_features(webui: host.Webui) -> N
 @pytest.mark.parametrize("after", [1, 8])
 def test_a_stop_at_any_moment_leaves_nothing(webui: host.Webui, how: str, after: int) -> None:
     (plain,), _ = txt2img(webui)
-    hooks, got = webui.witness()["hooks"], list[Any]()
+    hooks = webui.witness()["hooks"]
     settings = {**CAT, "while_sampling": True, "steps": 20, "denoise": 1.0}
-    run = threading.Thread(target=lambda: got.extend(txt2img(webui, settings, steps=10)))
-    run.start()
-    time.sleep(after)
-    webui.post(f"/sdapi/v1/{how}", {})
-    run.join(300)
-    assert not run.is_alive()
-    assert got
+    assert webui.stopped(after, how, lambda: txt2img(webui, settings, steps=10))
     assert np.array_equal(txt2img(webui)[0][0], plain)
     assert webui.witness()["hooks"] == hooks
 
