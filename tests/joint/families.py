@@ -191,7 +191,8 @@ def randomise(module: torch.nn.Module, seed: int) -> None:
     and in Anima's adapter, stay themselves, so that a test can tell which row is a word's."""
     generator = torch.Generator("cpu").manual_seed(seed)
     with torch.no_grad():
-        for name, part in module.named_parameters():
+        places = [pair for pair in module.named_buffers() if pair[0] == "pos_embed"]  # SD 3: no values yet
+        for name, part in [*module.named_parameters(), *places]:
             if not part.is_floating_point() or "visual" in name:  # of encoders that see pictures too: gigabytes, unused
                 continue
             values = torch.randn(part.shape, generator=generator, dtype=torch.float32)

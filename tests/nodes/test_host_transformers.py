@@ -5,7 +5,9 @@ What is read is right by tests/joint; here it is that the nodes accept these mod
 
 from __future__ import annotations
 
+import itertools
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,6 +43,23 @@ def given(family: str, **links: Any) -> graphs.Prompt:
     return {**prompt, "segment": graphs.segment("dog\ngrass", **links)}
 
 
+def captured(family: str, batch: int = 1, text: str = "") -> graphs.Prompt:
+    """Segment Captured of that sampler, under "segment"; with no text, every phrase of the prompt."""
+    prompt = prompted(family, batch=batch)
+    links = {"latent": ["latent", 0], "capture": ["capture", 1], "clip": ["model", 1]}
+    prompt["segment"] = graphs.node("LDZNetSegmentCaptured", **links, text=text, threshold=0.5)
+    return prompt
+
+
+def painted(server: host.Server, prompt: graphs.Prompt, model: str) -> torch.Tensor:
+    """Latents of the sampler under "latent", on the model under a name and without anything that segments."""
+    latent = {**prompt["latent"], "inputs": {**prompt["latent"]["inputs"], "model": [model, 0]}}
+    rest = {key: node for key, node in prompt.items() if key not in ("capture", "segment")}
+    failed = host.error_of(server.run({**rest, "latent": latent, "show": graphs.save(["latent", 0], "latents")}))
+    assert failed is None, failed
+    return server.saved("latents")[0]["samples"]
+
+
 def shown(server: host.Server, prompt: graphs.Prompt) -> tuple[torch.Tensor, str]:
     """Probabilities and report of the node under "segment"."""
     prompt |= {"show": graphs.save(["segment", 2], "maps"), "state": graphs.save(["segment", 4], "report")}
@@ -51,10 +70,7 @@ def shown(server: host.Server, prompt: graphs.Prompt) -> tuple[torch.Tensor, str
 
 @pytest.mark.parametrize("family", CELLS)
 def test_words_of_the_prompt_are_read_while_it_samples(server: host.Server, family: str) -> None:
-    prompt = prompted(family, batch=2)
-    links = {"latent": ["latent", 0], "capture": ["capture", 1], "clip": ["model", 1]}
-    prompt["segment"] = graphs.node("LDZNetSegmentCaptured", **links, text="", threshold=0.5)
-    maps, report = shown(server, prompt)
+    maps, report = shown(server, captured(family, batch=2))
     assert maps.shape == (2, 2, 12 * CELLS[family], 20 * CELLS[family])
     assert maps[0].std() > 0.05
     assert not torch.equal(maps[0], maps[1])
@@ -76,10 +92,7 @@ def test_latents_and_pictures_are_segmented(server: host.Server, family: str) ->
 
 
 def test_another_sort_of_phrase_takes_one_pass(server: host.Server) -> None:
-    prompt = prompted("zimage")
-    links = {"latent": ["latent", 0], "capture": ["capture", 1], "clip": ["model", 1]}
-    prompt["segment"] = graphs.node("LDZNetSegmentCaptured", **links, text="dog\na house", threshold=0.5)
-    maps, report = shown(server, prompt)
+    maps, report = shown(server, captured("zimage", text="dog\na house"))
     assert 'read from the sampling itself: "dog"' in report
     assert maps.shape == (1, 2, 96, 160)
 
@@ -105,3 +118,57 @@ def test_what_does_not_fit_is_said_in_one_sentence(
     prompt["video"] = graphs.node("ProbeLatent", shape="1 16 5 12 20", fill=0.0)
     failed = host.error_of(server.run({**prompt, "show": graphs.save(["segment", 4], "report")})) or ""
     assert re.search(wanted, failed), failed
+
+
+@pytest.mark.parametrize("family", CELLS)
+def test_three_pictures_of_a_lora_beside_another_pack_s_attention(server: host.Server, family: str) -> None:
+    """The picture is what it is without a capture, and the maps are those of the model as it was changed."""
+    prompt = captured(family, batch=3)
+    plain = painted(server, prompt, "model")
+    prompt["lora"] = graphs.node("ProbeModel", model=["model", 0], kind="lora")
+    prompt["beside"] = graphs.node("ProbeBeside", model=["lora", 0], kind="own attention")
+    changed = [painted(server, prompt, name) for name in ("lora", "beside")]
+    assert all(not torch.equal(a, b) for a, b in itertools.combinations([plain, *changed], 2))
+    maps = {}
+    for name, model in (("alone", "model"), ("lora", "lora"), ("beside", "beside"), ("again", "model")):
+        prompt["capture"]["inputs"]["model"] = [model, 0]
+        prompt["show latents"] = graphs.save(["latent", 0], "latents")
+        maps[name], report = shown(server, {**prompt})
+        wanted = {"lora": changed[0], "beside": changed[1]}.get(name, plain)
+        assert torch.equal(server.saved("latents")[0]["samples"], wanted)
+        assert maps[name].shape == (3, 2, 12 * CELLS[family], 20 * CELLS[family])
+        assert 'read from the sampling itself: "red dog", "green grass"' in report
+    assert torch.equal(maps["again"], maps["alone"])
+    assert all((maps[name] - maps["alone"]).abs().max() > 0.05 for name in ("lora", "beside"))
+
+
+def test_interrupted_in_the_middle_nothing_stays_behind(server: host.Server) -> None:
+    prompt = captured("qwen")
+    prompt["state"] = graphs.node("ProbeState", model=["model", 0], after=["segment", 0])
+    prompt |= {"show": graphs.save(["segment", 4], "report"), "show state": graphs.save(["state", 0], "state")}
+    prompt["latent"]["inputs"] |= {"seed": 31, "steps": 2000}
+    messages = host.Messages(server)
+    queued = server.post("/prompt", {"prompt": prompt, "client_id": server.client})["prompt_id"]
+    messages.until("progress", "execution_success", "execution_error")
+    server.post("/interrupt", {})
+    assert messages.until_done()[-1]["type"] == "execution_interrupted"
+    messages.close()
+    server.wait_for(queued)
+    prompt["latent"]["inputs"]["steps"] = 3
+    _, report = shown(server, prompt)
+    assert server.saved("state")[0].endswith(" 0 hooks")
+    assert 'read from the sampling itself: "red dog", "green grass"' in report
+
+
+@pytest.mark.slow
+def test_with_no_cache(tmp_path: Path) -> None:
+    if reason := host.reason_to_skip():
+        pytest.skip(reason)
+    server = host.Server(tmp_path, ["--cache-none"])
+    try:
+        first, report = shown(server, captured("zimage"))
+        assert 'read from the sampling itself: "red dog", "green grass"' in report
+        again, _ = shown(server, captured("zimage"))
+        assert torch.equal(first, again)
+    finally:
+        server.stop()

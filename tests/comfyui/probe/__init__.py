@@ -48,6 +48,9 @@ def _plain(value):
     return value
 
 
+QUERIES = ("attn2.to_q.weight", "attention.qkv.weight", "attn.to_q.weight", "img_attn.qkv.weight")  # what LoRAs change
+
+
 class ProbeModel:
     """`model` in another shape: with a LoRA, with foreign patches, with nine channels, or of another family."""
 
@@ -66,9 +69,10 @@ class ProbeModel:
         generator = torch.Generator().manual_seed(0)
         patches = {}
         for name, weight in model.model.state_dict().items():
-            if name.endswith("attn2.to_q.weight"):
+            if name.endswith(QUERIES):
                 patches[name] = (torch.randn(weight.shape, generator=generator) * 0.2,)
-        assert model.add_patches(patches, 1.0)
+        assert patches
+        assert len(model.add_patches(patches, 1.0)) == len(patches)
         return model
 
     def attention(self, model):
@@ -175,7 +179,7 @@ class ProbeCaptured:
 
 
 class ProbeState:
-    """Calls of a counted UNet so far, and forward hooks on it; `after` only says when."""
+    """Calls of a counted UNet so far, and hooks of others on it; `after` only says when."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("STRING",), "look", "probe"
 
@@ -193,7 +197,8 @@ class ProbeState:
 
     def look(self, model, after):
         unet = model.model.diffusion_model
-        hooks = sum(len(module._forward_hooks) for module in unet.modules())
+        kept = [part for module in unet.modules() for part in (module._forward_hooks, module._forward_pre_hooks)]
+        hooks = sum(hook.__module__ != __name__ for part in kept for hook in part.values())
         return (f"{getattr(unet, 'probe_calls', 0)} calls, {hooks} hooks",)
 
 

@@ -9,10 +9,11 @@ SHALLOW, EVERY = 3, 3  # blocks that a cached step still runs, on either side; s
 
 
 class ProbeBeside:
-    """`model`, compiled as TorchCompileModel does it, or with a sampler's calls run as DeepCache packs run them."""
+    """`model`, compiled as TorchCompileModel does it, with a sampler's calls run as DeepCache packs run them, or with
+    attention of its own, weaker than the host's, under the one key that such packs have."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "change", "probe"
-    KINDS = ("compiled", "deep cache", "own forward")
+    KINDS = ("compiled", "deep cache", "own forward", "own attention")
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -22,9 +23,15 @@ class ProbeBeside:
         model = model.clone()
         if kind == "compiled":
             set_torch_compile_wrapper(model=model, backend="eager")
+        elif kind == "own attention":
+            model.model_options["transformer_options"]["optimized_attention_override"] = _weaker
         else:
             model.set_model_unet_function_wrapper(_Cached(model.model, whole_by_host=kind == "deep cache"))
         return (model,)
+
+
+def _weaker(kernel, *args, **named):
+    return 0.5 * kernel(*args, **named)
 
 
 class _Cached:
