@@ -144,8 +144,8 @@ def test_three_pictures_of_a_lora_beside_another_pack_s_attention(server: host.S
 
 def test_interrupted_in_the_middle_nothing_stays_behind(server: host.Server) -> None:
     prompt = captured("qwen")
-    prompt["state"] = graphs.node("ProbeState", model=["model", 0], after=["segment", 0])
-    prompt |= {"show": graphs.save(["segment", 4], "report"), "show state": graphs.save(["state", 0], "state")}
+    prompt["hooks"] = graphs.node("ProbeState", model=["model", 0], after=["segment", 0])
+    prompt["show hooks"] = graphs.save(["hooks", 0], "hooks")
     prompt["latent"]["inputs"] |= {"seed": 31, "steps": 2000}
     messages = host.Messages(server)
     queued = server.post("/prompt", {"prompt": prompt, "client_id": server.client})["prompt_id"]
@@ -156,7 +156,7 @@ def test_interrupted_in_the_middle_nothing_stays_behind(server: host.Server) -> 
     server.wait_for(queued)
     prompt["latent"]["inputs"]["steps"] = 3
     _, report = shown(server, prompt)
-    assert server.saved("state")[0].endswith(" 0 hooks")
+    assert server.saved("hooks")[0].endswith(" 0 hooks")
     assert 'read from the sampling itself: "red dog", "green grass"' in report
 
 

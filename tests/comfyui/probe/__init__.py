@@ -388,6 +388,7 @@ class _DrawnCLIP:
 
     def __init__(self, tokenizer, width):
         self.tokenizer, self.width = tokenizer, width
+        self.cond_stage_model = torch.nn.Module()  # of which no encoder is told to be missing
 
     def clone(self):
         return self
