@@ -1,7 +1,8 @@
 """Coarse regions without words: k-means over what the UNet itself shows of a picture, as in the paper's first figure.
 
 A region means nothing by itself: pixels that the model sees alike are one. `ClusterHead` keeps `contracts.Head`, so
-that a predictor gives a Segmentation whose phrases are the regions' names. Imports attention and contracts, no host.
+that a predictor gives a Segmentation whose phrases are the regions' names. Imports attention, taps and contracts, no
+host.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from torch import Tensor
 
 from .attention.config import AttentionConfig, Presence, config_for
 from .attention.reading import reading_attention
-from .contracts import AttentionHost, Block, Captured, Host, TapSpec
+from .contracts import AttentionHost, Block, Captured, Conditioning, Host, TapSpec
 from .errors import HostError, InputError
 from .images import resize
 from .schedule import seeded_noise
 from .shapes import Float, Int
+from .taps import reading
 
 FEATURES, LINKS = "features", "self-attention"
 KINDS = (FEATURES, LINKS)
@@ -63,7 +65,7 @@ class ClusterHead:
         seed: int,
         captured: Captured | None = None,
         pixels: Float[Tensor, "b 3 8*h 8*w"] | None = None,
-    ) -> tuple[Float[Tensor, "b p h w"], Float[Tensor, "b p"]]:
+    ) -> tuple[Float[Tensor, "b p H W"], Float[Tensor, "b p"]]:
         """As `contracts.Head.segment`: logits over 0 where a region is, and its share of the picture as its score."""
         assert latents is not None
         steps = torch.full((len(latents),), timestep, dtype=torch.int64, device=latents.device)
@@ -80,8 +82,8 @@ def features_of(
     host: AttentionHost, noisy: Float[Tensor, "b 4 h w"], steps: Int[Tensor, " b"]
 ) -> Float[Tensor, "b c h w"]:
     """The early blocks' taps of a pass under no prompt, each channel without its mean; blocks weigh alike."""
-    context = host.encode_text([""]).expand(len(noisy), -1, -1)
-    taps = host.extract(noisy, steps, context, early_blocks(host.specs))
+    blocks = early_blocks(host.specs)
+    taps = host.observe(noisy, steps, _no_words(host, len(noisy)), lambda unet: reading(unet, blocks))
     return torch.cat([resize(_levelled(tap.float()), _size(noisy)) for tap in taps.values()], dim=1)
 
 
@@ -94,24 +96,27 @@ def early_blocks(specs: Mapping[str, TapSpec]) -> list[str]:
 
 def links_of(
     host: AttentionHost, noisy: Float[Tensor, "b 4 h w"], steps: Int[Tensor, " b"]
-) -> Float[Tensor, "b n h w"]:
-    """Where each position looks, square-rooted, at the finest level with attention and few enough positions."""
+) -> Float[Tensor, "b n H W"]:
+    """Where each position looks, square-rooted, at the finest level with attention and few enough positions, H x W."""
     size = _size(noisy)
     fine = [spec for spec in host.specs.values() if size[0] * size[1] <= MOST_POSITIONS * spec.stride**2]
     if not fine:
         raise InputError(f"Expected a smaller picture for self-attention, got latents of {size[0]} x {size[1]}.")
     finest = min(spec.stride for spec in fine)
     blocks = [spec.block for spec in fine if spec.stride == finest]
-    conditioning = host.condition([""])
-    many = dataclasses.replace(
-        conditioning,
-        context=conditioning.context.repeat(len(noisy), 1, 1),
-        extras={name: extra.expand(len(noisy), *extra.shape[1:]) for name, extra in conditioning.extras.items()},
+    seen = host.observe(
+        noisy, steps, _no_words(host, len(noisy)), lambda unet: reading_attention(unet, (), blocks, host.specs, size)
     )
-    seen = host.observe(noisy, steps, many, lambda unet: reading_attention(unet, (), blocks, host.specs, size))
     rows = torch.stack(list(seen.self_attention.values())).mean(0).sqrt()
     grid = (-(-size[0] // finest), -(-size[1] // finest))
     return _levelled(rows.transpose(1, 2).unflatten(2, grid))
+
+
+def _no_words(host: AttentionHost, count: int) -> Conditioning:
+    """Of no prompt, a row for each of so many pictures, with all that an SDXL needs."""
+    one = host.condition([""])
+    extras = {name: extra.expand(count, *extra.shape[1:]) for name, extra in one.extras.items()}
+    return dataclasses.replace(one, context=one.context.repeat(count, 1, 1), extras=extras)
 
 
 def regions_of(features: Float[Tensor, "c h w"], count: int, seed: int = 0) -> Float[Tensor, "count h w"]:

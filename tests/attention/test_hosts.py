@@ -10,6 +10,7 @@ import torch
 from attention import unets
 
 from ldznet import Predictor, load_head, open_host
+from ldznet.clustering import KINDS, ClusterHead
 from ldznet.contracts import AttentionHost
 from ldznet.errors import HostError, InputError
 
@@ -64,6 +65,18 @@ def test_masks_of_any_stable_diffusion(pipeline: Any) -> None:
     assert unets.hooks_of(pipeline.unet) == 0
     predictor.set_latents(latents[1:])
     assert torch.equal(predictor.predict(["a red star", "grass"]).logits, result.logits[1:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_regions_of_any_stable_diffusion(pipeline: Any, kind: str) -> None:
+    """SDXL too, which has no early block of full size, and asks for more than a context."""
+    predictor = Predictor(open_host(pipeline), ClusterHead(kind), resolution="native")
+    predictor.set_latents(torch.randn(2, 4, 16, 24, generator=torch.Generator().manual_seed(0)))
+    result = predictor.predict(["region 1", "region 2", "region 3"])
+    assert result.probabilities.shape == (2, 3, 128, 192)
+    assert ((result.logits > 0).sum(1) == 1).all()
+    assert not torch.equal(result.logits[0], result.logits[1])
+    assert unets.hooks_of(pipeline.unet) == 0
 
 
 def test_sizes_reach_sdxl(tmp_path: Path) -> None:

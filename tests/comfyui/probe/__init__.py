@@ -44,7 +44,12 @@ def _plain(value):
     if hasattr(value, "__array__") and not isinstance(value, torch.Tensor):
         return torch.as_tensor(value)
     if hasattr(value, "probabilities"):
-        return {"probabilities": value.probabilities().cpu(), "scores": value.result.scores.cpu()}
+        result = value.result
+        return {
+            "probabilities": value.probabilities().cpu(),
+            "scores": result.scores.cpu(),
+            "logits": result.logits.cpu(),
+        }
     return value
 
 
