@@ -7,22 +7,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from .bounds import Bound, check, fault
 from .contracts import TapSpec
-from .errors import CheckpointError, cause
+from .errors import CheckpointError, InputError, cause
 from .schedule import NUM_TIMESTEPS
 from .shapes import PIXELS_PER_LATENT
 
 READING_TAPS = ("ldznet", "light", "delta")  # the networks that do, a delta head where it has blocks
+NUM_GROUPS = 32  # of the norms
 PUBLISHED_BLOCKS = ("input.8", "middle.0", "output.3", "output.4", "output.5")
 
 
 UNET_BOUNDS = {  # several times what any published UNet has, and little enough to be built at once
     "in_channels": Bound(1, 1024),
     "out_channels": Bound(1, 1024),
-    "model_channels": Bound(32, 2048, step=32),  # the norms have 32 groups
+    "model_channels": Bound(NUM_GROUPS, 2048, step=NUM_GROUPS),
     "channel_mult": Bound(1, 16, most=6),
     "num_res_blocks": Bound(1, 4),
     "attention_downsampling": Bound(1, 64, most=6),
@@ -32,6 +34,7 @@ UNET_BOUNDS = {  # several times what any published UNet has, and little enough 
 HEAD_BOUNDS = {
     "latent_grid": Bound(1, 512),  # 4096 px
     "strides": Bound(1, 8, most=2),
+    "attn3_width": Bound(0, 2048),
     "size_multiple": Bound(PIXELS_PER_LATENT, 512, step=PIXELS_PER_LATENT),
     "timestep": Bound(0, NUM_TIMESTEPS - 1),
     "timestep_range": Bound(0, NUM_TIMESTEPS - 1),
@@ -85,6 +88,31 @@ class UNetConfig:
         return specs
 
 
+def unet_like(specs: Mapping[str, TapSpec], context_dim: int) -> UNetConfig:
+    """The UNet of Stable Diffusion's form that has exactly the taps `specs`.
+
+    Raises InputError for one of another form: SDXL's, whose transformers are deeper and not at full size.
+    """
+    inputs = [spec for spec in specs.values() if spec.block.startswith("input.")]
+    by_stride = {spec.stride: spec.channels for spec in (*inputs, *specs.values())}
+    strides, first = sorted(by_stride), by_stride.get(1, 0)
+    found = None
+    if first and first % NUM_GROUPS == 0:
+        found = UNetConfig(
+            model_channels=first,
+            channel_mult=tuple(by_stride[stride] // first for stride in strides),
+            num_res_blocks=sum(spec.stride == 1 for spec in inputs),
+            attention_downsampling=tuple(sorted({spec.stride for spec in inputs})),
+            context_dim=context_dim,
+        )
+    if found is None or found.tap_specs() != dict(specs):
+        raise InputError(
+            f"Expected a UNet of the form of SD 1.x or 2.x, got one with taps at {', '.join(specs)}. Take a model of "
+            "those families."
+        )
+    return found
+
+
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
     """What a head is, what it asks of a host, and how it was trained. The defaults are the published LD-ZNet's."""
@@ -100,6 +128,7 @@ class HeadConfig:
     ranks: tuple[
         int, ...
     ] = ()  # of a delta head: of its change to each matrix of the UNet (`models.delta.matrices_of`)
+    attn3_width: int = 0  # of a delta head: inside its slim attn3; 0 for the paper's, with its pool
     size_multiple: int = 64  # pixels; the sides of the image at the head's resolution are multiples of this
     timestep: int = 400  # where taps are taken
     timestep_range: tuple[int, int] = (300, 499)  # where they were taken in training; ensembles draw from it
@@ -126,6 +155,8 @@ class HeadConfig:
         """Each tap has a place where it is made, and a transformer of the head's own that reads it."""
         if not 1 <= len(self.blocks) <= MOST_BLOCKS:
             raise fault("blocks", self.blocks, f"1 to {MOST_BLOCKS} names")
+        if self.attn3_width % self.unet.num_heads:
+            raise fault("attn3_width", self.attn3_width, f"a multiple of {self.unet.num_heads} heads")
         for unet in (self.host_unet, self.unet) if self.network in ("ldznet", "delta") else (self.host_unet,):
             specs = unet.tap_specs()
             for block in self.blocks:

@@ -187,7 +187,10 @@ class AttentionHost(Host, Protocol):
         conditioning: Conditioning,
         observer: Observer[T],
     ) -> T:
-        """What `observer(unet)` yields, after one conditional pass over already noised latents ran inside it."""
+        """What `observer(unet)` yields, after one conditional pass over already noised latents ran inside it.
+
+        Where a host is trained over, gradients pass through it; the hosts of an interface let none pass.
+        """
         ...
 
 

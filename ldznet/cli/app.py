@@ -10,6 +10,7 @@ import typer
 
 from ..errors import InputError, shown
 from .progress import console, progress_bar
+from .train_app import Seed, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,7 +19,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Seed = Annotated[int, typer.Option(help="Seed of the noise; the same seed gives the same masks.", min=0)]
+app.add_typer(train, name="train")
 
 
 def _version(asked: bool) -> None:
@@ -195,33 +196,6 @@ def info(
     facts = {**dataclasses.asdict(about.config), "parameters": f"{about.parameters:,}", "dtype": about.dtype}
     for name, value in {**about.metadata, **facts}.items():  # whatever the file says, these are what is read
         typer.echo(f"{shown(name)}: {shown(value, 2000)}")
-
-
-@app.command()
-def train(
-    stage: Annotated[
-        str, typer.Argument(help='vae, classifier, probe, text, ldm, ldznet, light, znet, or "all" in that order.')
-    ],
-    data: Annotated[str, typer.Option(help='"tinyworld", or a folder with an index.jsonl.')] = "tinyworld",
-    images: Annotated[int, typer.Option(help="How many scenes of the tiny world to draw.", min=1)] = 40_000,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps; the recipe's if left out.", min=1)] = None,
-    batch: Annotated[int | None, typer.Option(help="Images a step; the recipe's if left out.", min=1)] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for data, states and logs.", file_okay=False)] = Path(
-        "runs"
-    ),
-    weights: Annotated[
-        Path, typer.Option(help="Folder of the weights: read from, and written to.", file_okay=False)
-    ] = Path("runs/weights"),
-    binding: Annotated[
-        float, typer.Option(help="Of the LDM: how much each noun's attention is drawn to its thing.", min=0)
-    ] = 0.0,
-) -> None:
-    """Train the tiny world's models; resumes where it was stopped. Example: ldznet train all --out runs"""
-    from .train import Setting
-    from .train import train as run
-
-    for path in run(stage, Setting(data, images, steps, batch, out, weights, binding)):
-        typer.echo(f"Wrote {path}.")
 
 
 @app.command()

@@ -56,7 +56,7 @@ def evaluate(setting: Setting, out: Path | None) -> Table | None:
     """Measures every head over the dataset; writes the figures, the curve and the cases into `out`. None in processes
     other than the first."""
     segments, size = _segments(setting)
-    items = opened(setting, size or None)
+    items = opened(setting.dataset, setting.folder, setting.split, size or None, setting.scenes)
     outcomes = {name: _measured(name, segment, items) for name, segment in segments.items()}
     if shards.shard()[0]:
         return None
@@ -67,11 +67,11 @@ def evaluate(setting: Setting, out: Path | None) -> Table | None:
     return table(facts)
 
 
-def opened(setting: Setting, size: int | None) -> Dataset:
-    """The dataset, its pictures squashed to `size` x `size`, or as they are where that is None."""
-    name, folder = setting.dataset, setting.folder
+def opened(name: str, folder: Path | None, split: str | None, size: int | None, scenes: int) -> Dataset:
+    """The dataset `name`, its pictures squashed to `size` x `size`, or as they are where that is None; its usual split
+    where `split` is None. `scenes`: how many, of a test of the tiny world. Raises InputError for one there is not."""
     if name in (*TESTS, "T4"):
-        return _tiny_world(name, setting.scenes, size or 128)
+        return _tiny_world(name, scenes, size or 128)
     known = [known for known in DATASETS if known != "tinyworld"]
     if name not in known:
         raise InputError(f"Expected a dataset of {', '.join((*known, *TESTS, 'T4'))}, got {name!r}. {PAGE}")
@@ -79,9 +79,9 @@ def opened(setting: Setting, size: int | None) -> Dataset:
         raise InputError(f"Expected a folder with the files of {name}, got none. Give --data FOLDER. {PAGE}")
     if issubclass(DATASETS[name], FolderDataset):
         return FolderDataset(folder, size=size, cropped=False)
-    split = {} if setting.split is None else {"split": setting.split}
+    given = {} if split is None else {"split": split}
     kind: Any = DATASETS[name]
-    return kind(folder, size=size, **split)
+    return kind(folder, size=size, **given)
 
 
 def _tiny_world(name: str, scenes: int, size: int) -> Dataset:

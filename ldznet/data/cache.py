@@ -1,11 +1,14 @@
 """A dataset drawn once into a folder of arrays, so that training reads memory instead of rendering.
 
-images.npy (uint8 n h w 3), masks.npy (the planes of all items, bit-packed), items.jsonl; then latents.npy (float16).
+images.npy (uint8 n h w 3), masks.npy (the planes of all items, bit-packed), items.jsonl; then latents.npy (float16)
+and, for training on many phrases, contexts.npy (float16).
 Every file is written whole and then renamed, so an interrupted run leaves no half of one.
 """
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..contracts import Host
 from ..errors import InputError, cause
 from ..shapes import Float
 from ..writing import replacing
@@ -125,6 +129,29 @@ def add_latents(cache: Cache, encode: Callable[[Tensor], Tensor], progress: Prog
     return Cache(cache.folder)
 
 
+@torch.no_grad()
+def contexts_of(host: Host, texts: Sequence[str], folder: Path | None = None, batch: int = 256) -> Tensor:
+    """Contexts n 77 d of `texts`; in `folder` mapped from contexts.npy, float16, which is written unless it is theirs.
+
+    Without a folder they are in memory, in the host's own dtype.
+    """
+    parts = (host.encode_text(texts[i : i + batch]) for i in range(0, len(texts), batch))
+    if folder is None:
+        return torch.cat(list(parts))
+    path, digest = folder / "contexts.npy", hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    named = folder / "contexts.sha256"
+    if not (path.exists() and named.exists() and named.read_text(encoding="utf-8") == digest):
+        named.unlink(missing_ok=True)
+        first = next(parts).half().cpu()
+        with replacing(path) as file:
+            header = {"descr": "<f2", "fortran_order": False, "shape": (len(texts), *first.shape[1:])}
+            np.lib.format.write_array_header_1_0(file, header)
+            for part in itertools.chain([first], parts):
+                file.write(part.half().cpu().contiguous().numpy().tobytes())
+        named.write_text(digest, encoding="utf-8")
+    return torch.from_numpy(_array(path, np.float16, 3))
+
+
 def latents_of(caches: Sequence[Cache]) -> Float[Tensor, "n c h w"]:
     """The latents of all `caches`, one after the other. Raises ValueError where one has none."""
     latents = [cache.latents for cache in caches if cache.latents is not None]
@@ -150,7 +177,7 @@ def _save(path: Path, array: np.ndarray) -> None:
 def _array(path: Path, dtype: type[np.generic], sides: int) -> np.ndarray:
     """A mapped array: its header is compared with the file's length before anything has memory."""
     try:
-        array = np.load(path, mmap_mode="r")
+        array = np.load(path, mmap_mode="c")  # what torch would write stays in memory
     except Exception as error:  # numpy's are many
         raise _damaged(path, cause(error)) from error
     if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != sides:

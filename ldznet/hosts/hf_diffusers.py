@@ -170,7 +170,6 @@ class DiffusersHost:
         """The context of each prompt, and SDXL's pooled text; over 75 tokens raise InputError with their count."""
         return self._texts.condition(prompts, self.device)
 
-    @torch.no_grad()
     def observe(
         self,
         latents: Float[Tensor, "b 4 h w"],
@@ -178,12 +177,17 @@ class DiffusersHost:
         conditioning: Conditioning,
         observer: Observer[T],
     ) -> T:
-        """What `observer` yields, after a pass over noised latents inside it."""
+        """What `observer` yields, after a pass over noised latents inside it; gradients pass where they are on."""
         _require_latents(latents)
         run = self._pass(latents, timesteps, conditioning)
         with evaluating(self._unet), observer(self._unet) as seen:
             run()
         return seen
+
+    def recompute(self) -> None:
+        """From here on the UNet keeps less for gradients and computes it again when they are (Chen et al.,
+        arXiv 1604.06174): a third more work, a fraction of the memory."""
+        self._unet.enable_gradient_checkpointing()
 
     def _pass(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Callable[[], Any]:
         sample = latents.to(self.device, self.dtype)

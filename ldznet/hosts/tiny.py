@@ -88,7 +88,6 @@ class TinyHost:
         """The context of each prompt; this UNet needs nothing else."""
         return Conditioning(self.encode_text(prompts))
 
-    @torch.no_grad()
     def observe(
         self,
         latents: Float[Tensor, "b 4 h w"],
@@ -96,7 +95,7 @@ class TinyHost:
         conditioning: Conditioning,
         observer: Observer[T],
     ) -> T:
-        """What `observer` yields, after a pass over noised latents inside it."""
+        """What `observer` yields, after a pass over noised latents inside it; gradients pass where they are on."""
         latents, context = (x.to(self.device, self.dtype) for x in (latents, conditioning.context))
         with observer(self.models.unet) as seen:
             self.models.unet(latents, timesteps.to(self.device), context)

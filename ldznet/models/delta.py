@@ -17,17 +17,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import HeadConfig, UNetConfig
-from ..contracts import AttentionHost, Conditioning, Host, Taps
+from ..contracts import AttentionHost, Conditioning, Host, Observer, Taps, TapSpec
 from ..errors import HostError, TapError
 from ..parts import OUT, parts_of
 from ..schedule import alphas_cumprod
 from ..shapes import Float, tap_size
 from ..taps import exclusively
 from .checking import require_inputs
-from .layers import AttentionPool2d, CrossAttention
+from .layers import AttentionPool2d, CrossAttention, drawn, position_at
 from .maskhead import MaskHead
 from .unet import UNet
 
@@ -115,6 +116,44 @@ class Addition(nn.Module):
         return text + self.attn3(self.norm_sd(h), pooled).to(text.dtype)
 
 
+class SlimAddition(nn.Module):
+    """The same at a fraction of the size: attn3 is `width` wide inside, and reads the tap's own cells, which it tells
+    apart, as those that ask, by one positional embedding; there is no self-attention among them before."""
+
+    def __init__(self, channels: int, grid: tuple[int, int], heads: int, width: int, operations: Any) -> None:
+        super().__init__()
+        self.grid = grid
+        self.positional_embedding = nn.Parameter(drawn(torch.empty(channels, grid[0] * grid[1]), channels**-0.5))
+        self.norm_sd, self.norm_tap = operations.LayerNorm(channels), operations.LayerNorm(channels)
+        self.attn3 = CrossAttention(channels, channels, heads, operations, width)
+
+    def forward(self, before: Tensor, text: Tensor, tap: Tensor) -> Tensor:
+        """As `Addition`'s."""
+        dtype = self.norm_sd.weight.dtype
+        place = position_at(self.positional_embedding, self.grid, (tap.shape[2], tap.shape[3])).T
+        asking = self.norm_sd((before + text).to(dtype)) + place.to(dtype)
+        read = self.norm_tap(rearrange(tap.to(dtype), "b c h w -> b (h w) c")) + place.to(dtype)
+        return text + self.attn3(asking, read).to(text.dtype)
+
+
+class Hooks:
+    """What a delta head's hooks saw of a pass, and how often each fired."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, Tensor] = {}
+        self.fired = Counter[str]()
+
+    def require_once(self) -> None:
+        """Raises TapError that names a layer which did not run exactly once."""
+        wrong = [name for name, times in self.fired.items() if times != 1]
+        if wrong:
+            raise TapError(
+                f"Expected {wrong[0]} to run once in the head's pass, got {self.fired[wrong[0]]} times "
+                f"({len(wrong)} of {len(self.fired)} layers are so). Is the UNet compiled, cached or patched? Take "
+                "that away for the mask."
+            )
+
+
 class DeltaHead(MaskHead, nn.Module):
     """A head that runs the host's UNet under its own changes: two passes with taps (LD-ZNet), one without (ZNet)."""
 
@@ -129,18 +168,8 @@ class DeltaHead(MaskHead, nn.Module):
                 if ranks.get(name, 1) or "bias" in shapes
             }
         )
-        own = config.unet.tap_specs()
         self.additions = nn.ModuleDict(
-            {
-                layer_key(block): Addition(
-                    own[block].channels,
-                    spec.channels,
-                    tap_size(config.latent_grid, spec.stride),
-                    config.unet.num_heads,
-                    operations,
-                )
-                for block, spec in config.tap_specs.items()
-            }
+            {layer_key(block): _addition(config, spec, operations) for block, spec in config.tap_specs.items()}
         )
         self._end_in(config.unet.model_channels, config.mask_channels, config.has_presence, operations)
 
@@ -157,13 +186,29 @@ class DeltaHead(MaskHead, nn.Module):
             )
         return super().fitted_to(host)
 
+    def begin(self) -> DeltaHead:
+        """Itself, as training starts: it changes nothing yet, and every part of it has a gradient soon."""
+        for change in self.changes.values():
+            if isinstance(change, Product) and change.down is not None:
+                nn.init.kaiming_uniform_(change.down, a=5**0.5)
+        for addition in self.additions.values():
+            last: Any = addition.attn3
+            nn.init.zeros_(last.to_out[0].weight)
+            nn.init.zeros_(last.to_out[0].bias)
+        return self
+
     def masks_over(
         self, host: Any, rows: Float[Tensor, "n c h w"], context: Float[Tensor, "n m d"], taps: Taps
     ) -> tuple[Float[Tensor, "n 1 8*h 8*w"], Float[Tensor, " n"] | None]:
         """Mask logits and presence logits, from a pass of the host's UNet over clean latents at timestep 0."""
         require_inputs(self.head_config, rows, taps)
-        features = host.observe(*clean(host, rows), Conditioning(context), lambda unet: self.applied(unet, taps))[OUT]
-        return self.read(features.to(self.example))
+        return self.read(self.features_over(host, rows, context, lambda unet: self.applied(unet, taps)))
+
+    def features_over(
+        self, host: Any, rows: Float[Tensor, "n c h w"], context: Float[Tensor, "n m d"], changed: Observer[Any]
+    ) -> Float[Tensor, "n f h w"]:
+        """The last hidden state of a pass over clean latents at timestep 0, in which `changed` changes the UNet."""
+        return host.observe(*clean(host, rows), Conditioning(context), changed)[OUT].to(self.example)
 
     @contextlib.contextmanager
     def applied(self, unet: nn.Module, taps: Taps) -> Iterator[dict[str, Tensor]]:
@@ -172,42 +217,38 @@ class DeltaHead(MaskHead, nn.Module):
         Every hook has to fire exactly once: compiled graphs and replaced layers skip them in silence, and a mask from
         half of the changes would look like one. Raises TapError that names those that did not. Hooks are gone after.
         """
-        parts, fired, seen, reader = parts_of(unet), Counter[str](), dict[str, Tensor](), threading.get_ident()
-        handles = []
+        with exclusively(unet), self.hooked(unet, taps, threading.get_ident()) as hooks:
+            yield hooks.seen
+        hooks.require_once()
+
+    @contextlib.contextmanager
+    def hooked(self, unet: nn.Module, taps: Taps, reader: int | None = None) -> Iterator[Hooks]:
+        """Hooks on `unet` as long as the context lasts, which for training is until gradients are there: layers that a
+        checkpoint runs again then have to be changed again. `reader`: the thread whose passes are changed, all if None.
+        """
+        parts, hooks, handles = parts_of(unet), Hooks(), []
 
         def counted(name: str, change: Callable[..., Any]) -> Callable[..., Any]:
             def hook(layer: nn.Module, args: Any, *output: Any) -> Any:
-                if threading.get_ident() != reader:
+                if reader not in (None, threading.get_ident()):
                     return None
-                fired[name] += 1
+                hooks.fired[name] += 1
                 return change(layer, args[0], *output)
 
             return hook
 
         try:
-            with exclusively(unet):
-                expected = []
-                for name, change in self._hooks(taps, seen).items():
-                    layer, _, place = name.partition(" ")
-                    if layer not in parts:
-                        raise TapError(
-                            f"Expected a UNet with {layer}, got none. Use the model that the head belongs to."
-                        )
-                    register: Any = (
-                        parts[layer].register_forward_pre_hook if place else parts[layer].register_forward_hook
-                    )
-                    handles.append(register(counted(name, change)))
-                    expected.append(name)
-                yield seen
+            for name, change in self._hooks(taps, hooks.seen).items():
+                layer, _, place = name.partition(" ")
+                if layer not in parts:
+                    raise TapError(f"Expected a UNet with {layer}, got none. Use the model that the head belongs to.")
+                register: Any = parts[layer].register_forward_pre_hook if place else parts[layer].register_forward_hook
+                handles.append(register(counted(name, change)))
+                hooks.fired[name] = 0
+            yield hooks
         finally:
             for handle in handles:
                 handle.remove()
-        wrong = [name for name in expected if fired[name] != 1]
-        if wrong:
-            raise TapError(
-                f"Expected {wrong[0]} to run once in the head's pass, got {fired[wrong[0]]} times ({len(wrong)} of "
-                f"{len(expected)} layers are so). Is the UNet compiled, cached or patched? Take that away for the mask."
-            )
 
     def _hooks(self, taps: Taps, seen: dict[str, Tensor]) -> dict[str, Callable[..., Any]]:
         """By layer, what is done to its output; by layer and " before", what is read of its input."""
@@ -231,6 +272,14 @@ class DeltaHead(MaskHead, nn.Module):
             )
         hooks[f"{OUT} before"] = read(OUT)
         return hooks
+
+
+def _addition(config: HeadConfig, spec: TapSpec, operations: Any) -> nn.Module:
+    grid, heads = tap_size(config.latent_grid, spec.stride), config.unet.num_heads
+    if config.attn3_width:
+        return SlimAddition(spec.channels, grid, heads, config.attn3_width, operations)
+    own = config.unet.tap_specs()[spec.block].channels
+    return Addition(own, spec.channels, grid, heads, operations)
 
 
 def _added(

@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..config import NUM_GROUPS
 from ..shapes import Float, Real, Size
-
-NUM_GROUPS = 32
 
 
 def timestep_embedding(timesteps: Real[Tensor, " b"], dim: int, max_period: float = 10_000) -> Float[Tensor, "b d"]:
@@ -105,13 +104,15 @@ class FeedForward(nn.Module):
 class CrossAttention(nn.Module):
     """Multi-head attention of `dim`-wide queries over `context_dim`-wide keys and values; q, k, v without bias."""
 
-    def __init__(self, dim: int, context_dim: int, heads: int, operations: Any = nn) -> None:
+    def __init__(self, dim: int, context_dim: int, heads: int, operations: Any = nn, width: int | None = None) -> None:
+        """`width` of queries, keys and values; `dim` if None."""
         super().__init__()
+        width = width or dim
         self.heads = heads
-        self.to_q = operations.Linear(dim, dim, bias=False)
-        self.to_k = operations.Linear(context_dim, dim, bias=False)
-        self.to_v = operations.Linear(context_dim, dim, bias=False)
-        self.to_out = nn.Sequential(operations.Linear(dim, dim), nn.Identity())
+        self.to_q = operations.Linear(dim, width, bias=False)
+        self.to_k = operations.Linear(context_dim, width, bias=False)
+        self.to_v = operations.Linear(context_dim, width, bias=False)
+        self.to_out = nn.Sequential(operations.Linear(width, dim), nn.Identity())
 
     def forward(self, x: Float[Tensor, "b n d"], context: Float[Tensor, "b m c"]) -> Float[Tensor, "b n d"]:
         q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
@@ -148,6 +149,16 @@ class BasicTransformerBlock(nn.Module):
         return x + self.ff(self.norm3(x))
 
 
+def position_at(embedding: Float[Tensor, "c n"], grid: Size, size: Size) -> Float[Tensor, "c m"]:
+    """A positional embedding that was learned on `grid`, for a map of `size`: resized bicubically; compared by
+    (h, w), since 8 x 18 has as many cells as 12 x 12."""
+    if tuple(size) == tuple(grid):
+        return embedding
+    cells = rearrange(embedding.float(), "c (h w) -> 1 c h w", h=grid[0])
+    cells = F.interpolate(cells, size=size, mode="bicubic", align_corners=False)
+    return rearrange(cells[0], "c h w -> c (h w)").to(embedding.dtype)
+
+
 class AttentionPool2d(nn.Module):
     """All tokens of a tap after one full self-attention, the mean token first: what attn3 attends to.
 
@@ -164,13 +175,9 @@ class AttentionPool2d(nn.Module):
         self.c_proj = operations.Conv1d(channels, channels, 1)
 
     def position(self, size: Size) -> Float[Tensor, "c n"]:
-        """The embedding for a tap of `size`; compared by (h, w), since 8 x 18 has as many tokens as 12 x 12."""
-        if tuple(size) == tuple(self.grid):
-            return self.positional_embedding
+        """The embedding for a tap of `size`."""
         mean, cells = self.positional_embedding[:, :1], self.positional_embedding[:, 1:]
-        cells = rearrange(cells, "c (h w) -> 1 c h w", h=self.grid[0])
-        cells = F.interpolate(cells.float(), size=size, mode="bicubic", align_corners=False)
-        return torch.cat([mean, rearrange(cells[0], "c h w -> c (h w)").to(mean.dtype)], dim=1)
+        return torch.cat([mean, position_at(cells, self.grid, size)], dim=1)
 
     def forward(self, tap: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1+h*w c"]:
         x = rearrange(tap, "b c h w -> b c (h w)")

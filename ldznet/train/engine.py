@@ -12,9 +12,11 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -46,9 +48,18 @@ class TrainConfig:
     save_every: int = 500
     precision: str = "no"  # "bf16" runs the forward pass under autocast
     compile: bool = False
+    graphs: bool = True  # on a CUDA device; large networks do not wait for launches
 
 
 Progress = Callable[[int, int, dict[str, float]], None]
+Examine = Callable[[Mapping[str, Tensor]], dict[str, float]]
+
+
+class Trial(NamedTuple):
+    """What a step takes."""
+
+    seconds: float
+    memory: int  # bytes at the peak: of the device, or of the process on a CPU
 
 
 class Task(Protocol):
@@ -116,15 +127,37 @@ class Run:
             self._resume()
         if config.compile:
             self.module = torch.compile(self.module)
-        self._step = Graphed(self._eager_step) if self.device.type == "cuda" else self._eager_step
+        graphed = config.graphs and self.device.type == "cuda"
+        self._step = Graphed(self._eager_step) if graphed else self._eager_step
 
-    def train(self, progress: Progress | None = None) -> dict[str, Tensor]:
-        """Runs to the end; returns the EMA parameters by name. `progress(step, steps, figures)` may raise to stop."""
+    def trial(self) -> Trial:
+        """What one step takes, without the optimizer's part, by doing it twice; nothing is changed by it."""
+        self.module.train()
+        for _ in range(2):
+            start = time.perf_counter()
+            batch = moved(self._batch(self.step), self.device)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+                loss, _ = self.task.loss(self.plain, batch)
+            loss.backward()
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+        return Trial(time.perf_counter() - start, _peak(self.device))
+
+    def _batch(self, step: int) -> Any:
+        """The share of a step's batch that is this process's own."""
+        seed = self.config.seed * 1_000_003 + step + (self.accelerator.process_index << 40)
+        return self.task.batch(step, self.config.batch, torch.Generator().manual_seed(seed))
+
+    def train(self, progress: Progress | None = None, examine: Examine | None = None) -> dict[str, Tensor]:
+        """Runs to the end; returns the EMA parameters by name. `progress(step, steps, figures)` may raise to stop.
+
+        `examine`, given the EMA parameters, adds figures to the log whenever the state is saved.
+        """
         config = self.config
         self.module.train()
         while self.step < config.steps:
-            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
-            batch = self.task.batch(self.step, config.batch, generator)
+            batch = self._batch(self.step)
             self._set_rate(learning_rate(config, self.step))
             figures = self._step(moved(batch, self.device))
             self.ema.update(self.plain, self.step)
@@ -136,6 +169,8 @@ class Run:
                     progress(self.step, config.steps, self.rows[-1])
             if last or self.step % config.save_every == 0:
                 self._require_finite(float(figures["loss"]))
+                if examine and self.rows and self.accelerator.is_main_process:
+                    self.rows[-1] |= examine(self.ema.parameters)
                 self.save()
         return self.ema.parameters
 
@@ -208,6 +243,17 @@ class Run:
             raise InputError(f"The loss is {loss} at step {self.step}. Lower the learning rate and resume.")
 
 
+def _peak(device: torch.device) -> int:
+    """The most memory that was taken so far, in bytes; 0 where that is not known."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def moved(batch: Any, device: torch.device) -> Any:
     """`batch`, a tensor or tensors in tuples and dicts, on `device`."""
     if isinstance(batch, Tensor):
@@ -248,16 +294,22 @@ def write_log(rows: list[dict[str, float]], folder: Path) -> None:
     if not rows:
         return
     with (folder / "log.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[-1]))
+        writer = csv.DictWriter(file, fieldnames=_names(rows))
         writer.writeheader()
         writer.writerows(rows)
     try:
         from matplotlib.figure import Figure
     except ImportError:
         return
-    names = [name for name in rows[-1] if name != "step"]
+    names = [name for name in _names(rows) if name != "step"]
     figure = Figure(figsize=(8, 2 * len(names)), layout="constrained")
     for axis, name in zip(figure.subplots(len(names), squeeze=False)[:, 0], names, strict=True):
-        axis.plot([row["step"] for row in rows], [row[name] for row in rows])
+        there = [row for row in rows if name in row]
+        axis.plot([row["step"] for row in there], [row[name] for row in there])
         axis.set_ylabel(name)
     figure.savefig(folder / "log.png")
+
+
+def _names(rows: list[dict[str, float]]) -> list[str]:
+    """Of all figures; some stand in some rows alone."""
+    return list(dict.fromkeys(name for row in rows for name in row))

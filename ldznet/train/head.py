@@ -10,18 +10,20 @@ taps.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..contracts import Host
-from ..data.cache import Cache, latents_of
+from ..contracts import Host, Taps
+from ..data.cache import Cache, contexts_of, latents_of
 from ..errors import InputError
-from ..models import OwnNetwork
+from ..models import DeltaHead, Network
 from ..phrases import ARTICLES, fill
 from .engine import channels_last
 
@@ -30,6 +32,7 @@ STUFF_WEIGHT = 0.3  # of drawing a phrase of stuff, against one of a thing: stuf
 DICE_WEIGHT, PRESENCE_WEIGHT, WORDS_WEIGHT = 1.0, 0.2, 0.3
 INPUT_DROP = 0.25  # share of the rows without latents, and of those without taps, so that both are read
 MOST_WORDS = 64  # the commonest of the data
+KEPT_ON_DEVICE = 2**30  # bytes of masks; more of them stay on disk
 
 
 def start_from(head: nn.Module, module: nn.Module) -> int:
@@ -41,11 +44,15 @@ def start_from(head: nn.Module, module: nn.Module) -> int:
 
 
 class Segmenting(nn.Module):
-    """A head as a module whose forward is the loss. `kept` says which inputs a row has: its latents, its taps."""
+    """A head as a module whose forward is the loss. `kept` says which inputs a row has: its latents, its taps.
 
-    def __init__(self, head: OwnNetwork, words: int) -> None:
+    The hooks of a delta head stay on its host until `close`: gradients are computed after the pass, and layers that a
+    checkpoint runs again for them have to be changed again.
+    """
+
+    def __init__(self, head: Network, words: int, host: Host) -> None:
         super().__init__()
-        self.head = head
+        self.head, self._host, self._changes = head, host, contextlib.ExitStack()
         self.words = nn.Conv2d(head.head_config.unet.model_channels, words, 1)
         nn.init.zeros_(self.words.weight)  # or its first guesses would disturb a head that goes on
 
@@ -58,10 +65,30 @@ class Segmenting(nn.Module):
         words: Tensor,
         kept: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        zeros = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
-        features = self.head.features(latents, zeros, context, taps, kept).float()
+        features = self._features(latents, context, taps, kept).float()
         with torch.autocast(latents.device.type, enabled=False):
             return self._loss(features, masks, words)
+
+    def _features(self, latents: Tensor, context: Tensor, taps: Taps, kept: Tensor | None) -> Tensor:
+        head = self.head
+        if not isinstance(head, DeltaHead):
+            zeros = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
+            return head.features(latents, zeros, context, taps, kept)
+        if kept is not None:
+            latents = latents * kept[:, 0, None, None, None]
+            taps = {block: tap * kept[:, 1, None, None, None] for block, tap in taps.items()}
+        return head.features_over(self._host, latents, context, lambda unet: self._changing(head, unet, taps))
+
+    @contextlib.contextmanager
+    def _changing(self, head: DeltaHead, unet: nn.Module, taps: Taps) -> Iterator[dict[str, Tensor]]:
+        self.close()
+        hooks = self._changes.enter_context(head.hooked(unet, taps))
+        yield hooks.seen
+        hooks.require_once()
+
+    def close(self) -> None:
+        """Takes the head's hooks off its host."""
+        self._changes.close()
 
     def _loss(self, features: Tensor, masks: Tensor, words: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         logits, presence = self.head.read(features)
@@ -98,28 +125,30 @@ def content_words(phrase: str) -> list[str]:
 class HeadTask:
     """Batches of (latents, context, taps, mask, word maps, kept), all of them where the host is.
 
-    Contexts of all phrases are encoded once, taps at every step. `unnamed` words are in no phrase that is asked for.
-    A `blind` head never has its taps.
+    Contexts of all phrases are encoded once, into files of `folder` where there is one, taps at every step. `unnamed`
+    words are in no phrase that is asked for. A `blind` head never has its taps. `absent_share` of the phrases are not
+    in their picture.
     """
 
     def __init__(
         self,
-        head: OwnNetwork,
+        head: Network,
         host: Host,
         caches: Cache | Sequence[Cache],
         unnamed: Collection[str] = (),
         blind: bool = False,
+        absent_share: float = ABSENT_SHARE,
+        folder: Path | None = None,
     ) -> None:
         caches = [caches] if isinstance(caches, Cache) else list(caches)
-        self.host, self.config, self.blind = host, head.head_config, blind
+        self.host, self.config, self.blind, self.absent_share = host, head.head_config, blind, absent_share
         self.device = torch.device(getattr(host, "device", "cpu"))
         self.latents = latents_of(caches).to(self.device)
-        self.planes = torch.cat([torch.from_numpy(np.array(cache.planes)) for cache in caches]).to(self.device)
+        self.planes = _planes(caches, self.device)
         self.size = caches[0].images.shape[1:3]
         self._describe(caches, frozenset(unnamed))
-        self.module = channels_last(Segmenting(head, len(self.columns)))
-        texts = [fill(self.config.template, phrase) for phrase in self.rows]
-        self.context = torch.cat([host.encode_text(texts[i : i + 256]) for i in range(0, len(texts), 256)])
+        self.module = channels_last(Segmenting(head, len(self.columns), host))
+        self.context = contexts_of(host, [fill(self.config.template, phrase) for phrase in self.rows], folder)
 
     def _describe(self, caches: Sequence[Cache], unnamed: frozenset[str]) -> None:
         """Tables of every image's phrases: their planes, their chances, their texts; and of its absent ones."""
@@ -154,7 +183,7 @@ class HeadTask:
         self.absent = _padded([[self.rows[phrase] for phrase in phrases] for phrases in absent], 0)
         self.texts_there = torch.tensor([len(record["phrases"]) for record in records])
         self.absent_counts = torch.tensor([len(phrases) for phrases in absent])
-        held = torch.zeros(len(self.planes), len(self.columns))
+        held = torch.zeros(sum(len(cache.planes) for cache in caches), len(self.columns))
         for record in records:
             for which, phrase in enumerate(record["phrases"]):
                 for word in content_words(phrase):
@@ -164,8 +193,9 @@ class HeadTask:
 
     def batch(self, step: int, size: int, generator: torch.Generator) -> tuple:
         index = self.usable[torch.randint(len(self.usable), (size,), generator=generator)]
+        self.module.close()
         texts, planes, present = self._phrases(index, generator)
-        context = self.context[texts.to(self.context.device)]
+        context = self.context[texts.to(self.context.device)].to(self.device, torch.float32)
         masks = self._masks(planes) * present.to(self.device)[:, None, None]
         latents = self.latents[index.to(self.device)].float()
         taps = self._taps(latents, context, generator)
@@ -182,10 +212,10 @@ class HeadTask:
         return module(*batch)
 
     def _phrases(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """A text for each image, its plane, and whether it is there; an absent one with probability ABSENT_SHARE."""
+        """A text for each image, its plane, and whether it is there; an absent one with probability `absent_share`."""
         chances, counts = self.chances[index], self.absent_counts[index]
         named = chances.sum(dim=1) > 0
-        absent = (counts > 0) & (~named | (torch.rand(len(index), generator=generator) < ABSENT_SHARE))
+        absent = (counts > 0) & (~named | (torch.rand(len(index), generator=generator) < self.absent_share))
         which = torch.multinomial(chances + (~named)[:, None], 1, generator=generator)[:, 0]
         other = (torch.rand(len(index), generator=generator) * counts).long()
         rows = torch.arange(len(index))
@@ -196,7 +226,7 @@ class HeadTask:
         """Masks of planes, n h w of 0 and 1."""
         if len(self.planes) == 0:
             return torch.zeros(len(planes), *self.size, device=self.device)
-        packed = self.planes[planes.clamp(max=len(self.planes) - 1).to(self.device)]
+        packed = self.planes[planes.clamp(max=len(self.planes) - 1).to(self.planes.device)].to(self.device)
         bits = (packed[:, :, None] >> torch.arange(7, -1, -1, dtype=torch.uint8, device=self.device)) & 1
         return bits.flatten(1)[:, : self.size[0] * self.size[1]].unflatten(1, self.size).float()
 
@@ -227,7 +257,15 @@ class HeadTask:
         low, high = self.config.timestep_range
         timesteps = torch.randint(low, high + 1, (len(latents),), generator=generator)
         noise = torch.randn(latents.shape, generator=generator).to(latents)
-        return dict(self.host.extract(self.host.add_noise(latents, noise, timesteps), timesteps, context, blocks))
+        taps = self.host.extract(self.host.add_noise(latents, noise, timesteps), timesteps, context, blocks)
+        return {block: tap.float() for block, tap in taps.items()}
+
+
+def _planes(caches: Sequence[Cache], device: torch.device) -> Tensor:
+    """All masks, bit-packed; those of one large cache stay in its file."""
+    if len(caches) == 1 and caches[0].planes.nbytes > KEPT_ON_DEVICE:
+        return torch.from_numpy(caches[0].planes)
+    return torch.cat([torch.from_numpy(np.array(cache.planes)) for cache in caches]).to(device)
 
 
 def _padded(rows: Sequence[Sequence[float]], value: float) -> Tensor:

@@ -58,7 +58,7 @@ class Stage:
         """What every file of weights says of itself."""
         config, count = self.config, len(self.cache)
         how = f"{config.steps} steps of {config.batch}, {count} images, EMA {config.ema}, precision {config.precision}"
-        return {"what": f"the tiny world's {self.name}", "how": how, "commit": _commit(), "licence": "Apache-2.0"}
+        return {"what": f"the tiny world's {self.name}", "how": how, "commit": commit(), "licence": "Apache-2.0"}
 
     def file(self, name: str = "") -> Path:
         """Where the weights called `name` (the stage's own name if empty) lie."""
@@ -76,7 +76,7 @@ def train_vae(stage: Stage, progress: Progress) -> list[Path]:
     with seeded(stage.config.seed):
         vae = world.fresh().vae
     trained = Run(VAETask(stage.goes_on(vae), stage.cache), stage.config, stage.folder).train(progress)
-    vae.load_state_dict(_part(trained, "vae."))
+    vae.load_state_dict(part_of(trained, "vae."))
     fold(vae, stage.cache)
     save_tensors(_half(vae.state_dict()), stage.file(), stage.metadata)
     return [stage.file()]
@@ -89,7 +89,7 @@ def train_text(stage: Stage, progress: Progress) -> list[Path]:
         captions = [caption for record in stage.cache.records for caption in record["captions"]]
         task = TextTask(stage.goes_on(models.text), models.tokenizer, captions, stage.file().exists())
     trained = Run(task, stage.config, stage.folder).train(progress)
-    save_tensors(_half(_part(trained, "text.")), stage.file(), stage.metadata)
+    save_tensors(_half(part_of(trained, "text.")), stage.file(), stage.metadata)
     return [stage.file()]
 
 
@@ -107,7 +107,7 @@ def train_ldm(stage: Stage, singles: Cache | None, progress: Progress, binding: 
     text = load_weights(models.text, stage.file("text"))
     task = LDMTask(stage.goes_on(models.unet, "unet"), text, models.tokenizer, caches, judge, binding)
     trained = Run(task, stage.config, stage.folder).train(progress)
-    save_tensors(_half(_part(trained, "unet.")), stage.file("unet"), stage.metadata)
+    save_tensors(_half(part_of(trained, "unet.")), stage.file("unet"), stage.metadata)
     return [stage.file("unet")]
 
 
@@ -120,7 +120,7 @@ def train_head(stage: Stage, host: Host, start: nn.Module, progress: Progress) -
     start_from(head, source)
     assert isinstance(head, (LDZNet, LightHead))  # what the embedded heads are
     trained = Run(HeadTask(head, host, cache), stage.config, stage.folder).train(progress)
-    head.load_state_dict(_part(trained, "head."))
+    head.load_state_dict(part_of(trained, "head."))
     save_head(head, stage.file(), {**stage.metadata, "trained_on": "the tiny world"})
     return [stage.file()]
 
@@ -134,7 +134,7 @@ def train_namer(stage: Stage, progress: Progress) -> list[Path]:
     cache = add_latents(stage.cache, vae.encode)
     task = NamerTask(stage.goes_on(namer), cache, vae.decode if pixels else None)
     trained = Run(task, stage.config, stage.folder).train(progress)
-    save_tensors(_half(_part(trained, "namer.")), stage.file(), stage.metadata)
+    save_tensors(_half(part_of(trained, "namer.")), stage.file(), stage.metadata)
     return [stage.file()]
 
 
@@ -146,7 +146,8 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _part(parameters: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def part_of(parameters: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The parameters whose names begin with `prefix`, without it."""
     return {name[len(prefix) :]: tensor for name, tensor in parameters.items() if name.startswith(prefix)}
 
 
@@ -154,7 +155,8 @@ def _half(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.half() for name, tensor in tensors.items()}
 
 
-def _commit() -> str:
+def commit() -> str:
+    """That of this code, or "unknown" outside of a repository."""
     command = ["git", "rev-parse", "HEAD"]
     try:
         return subprocess.check_output(command, cwd=Path(__file__).parent, text=True, stderr=subprocess.DEVNULL).strip()

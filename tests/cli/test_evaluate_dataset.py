@@ -62,8 +62,12 @@ def test_what_is_written(tmp_path: Path) -> None:
 
 def test_pictures_may_stay_as_they_are(tmp_path: Path) -> None:
     making.coco(tmp_path)
-    given = setting(tmp_path, "coco", size=0)
-    assert [command.opened(given, None)[i].image.shape for i in range(3)] == [(60, 60, 3), (40, 80, 3), (50, 33, 3)]
+    items = command.opened("coco", tmp_path, None, None, 1)
+    assert [items[i].image.shape for i in range(3)] == [
+        (60, 60, 3),
+        (40, 80, 3),
+        (50, 33, 3),
+    ]
 
 
 def test_nothing_is_cut_off_a_folder_s_pictures(tmp_path: Path) -> None:
@@ -73,7 +77,7 @@ def test_nothing_is_cut_off_a_folder_s_pictures(tmp_path: Path) -> None:
     Image.fromarray(quarter).save(tmp_path / "a_quarter.png")
     making.index(tmp_path, {"image": "a.png", "masks": {"quarter": "a_quarter.png"}})
     for name in ("folder", "aigi"):
-        assert command.opened(setting(tmp_path, name), 64)[0].masks[0].mean() == 0.25
+        assert command.opened(name, tmp_path, None, 64, 1)[0].masks[0].mean() == 0.25
 
 
 def test_published_rows_stand_beside_and_say_what_differs() -> None:
@@ -95,4 +99,4 @@ def test_published_rows_stand_beside_and_say_what_differs() -> None:
 )
 def test_what_is_missing_is_named_with_the_page(name: str, folder: Path | None, says: str) -> None:
     with pytest.raises(InputError, match=says):
-        command.opened(setting(folder, name), 64)
+        command.opened(name, folder, None, 64, 1)

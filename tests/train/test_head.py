@@ -250,7 +250,7 @@ def test_the_loss_by_hand() -> None:
     masks = torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 0]]).view(2, 1, 2, 2)
     latents = torch.zeros(2, 4, 1, 1)
     words = torch.ones(2, 3, 1, 1)  # of three words, each everywhere
-    module = Segmenting(Fixed(logits, None), 3)
+    module = Segmenting(Fixed(logits, None), 3, None)  # no host is asked
     nn.init.zeros_(module.words.bias)
     loss, figures = module(latents, latents, {}, masks, words)
     pixels = (BIG + 4 * np.log(2)) / 8
