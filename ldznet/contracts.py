@@ -69,7 +69,7 @@ class Family:
 FAMILIES: dict[str, Family] = {  # by `Host.family`; the constants of each for the attention head are in its `CONFIGS`
     "tiny": Family("the tiny world", 64, True),
     "sd1": Family("SD 1.x", 768, True),
-    "sd2": Family("SD 2.x", 1024, False),
+    "sd2": Family("SD 2.x", 1024, True),
     "sdxl": Family("SDXL", 2048, False),
     "sd3": Family("SD 3", 0, False),
     "flux": Family("Flux.1", 0, False),

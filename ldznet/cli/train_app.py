@@ -86,6 +86,9 @@ def head(
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Compute parts of the UNet twice to save memory.")
     ] = False,
+    teacher: Annotated[
+        Path | None, typer.Option(help="A trained head over the same model, half of whose masks are learned.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of weights and batches.", min=0)] = 0,
 ) -> None:
     """A head over a Stable Diffusion, from phrases and masks. Example: ldznet train head --tier two --model
@@ -95,7 +98,6 @@ def head(
     from .train_head import Setting
     from .train_head import train as work
 
-    setting = Setting(
-        tier, model, dataset, data, split, out, runs, steps, batch, size, rank, images, check, device, recompute, seed
-    )
+    numbers = (steps, batch, size, rank, images, check)
+    setting = Setting(tier, model, dataset, data, split, out, runs, *numbers, device, recompute, teacher, seed)
     typer.echo(f"Wrote {work(setting, lambda text: typer.echo(text, err=True))}.")

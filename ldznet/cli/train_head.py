@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from ..checkpoints import load_head
 from ..contracts import Host
 from ..data import TinyWorldDataset
 from ..data.cache import add_latents, draw
@@ -47,6 +48,7 @@ class Setting:
     check: int
     device: str | None
     recompute: bool
+    teacher: Path | None
     seed: int
 
 
@@ -66,7 +68,8 @@ def train(setting: Setting, say: Callable[[str], None]) -> Path:
     changes = {name: value for name in ("steps", "batch") if (value := getattr(setting, name)) is not None}
     precision = "bf16" if host.device.type == "cuda" else "no"
     training = dataclasses.replace(tiers.RECIPE, seed=setting.seed, precision=precision, **changes)
-    tier = tiers.Tier(config, host, cache, training, setting.runs / setting.tier)
+    teacher = load_head(setting.teacher, device=host.device) if setting.teacher else None
+    tier = tiers.Tier(config, host, cache, training, setting.runs / setting.tier, teacher)
     say(described(tier, tier.run.trial()))
     checked = _checked(setting, side)
     with progress_bar(f"Training {setting.tier}") as progress:

@@ -126,8 +126,8 @@ class RunningHead(TrainedHead):
         if not FAMILIES[host.family].has_trained_heads:
             got = named_width(host.context_dim) if host.context_dim else FAMILIES[host.family].title
             raise HostError(
-                f"Expected an SD 1.x UNet (context width 768) in the socket model, got {got}. No trained head fits it "
-                "yet: load an SD 1.x checkpoint, or take the head attention (no download) for this model."
+                f"Expected an SD 1.x or 2.x UNet in the socket model, got {got}. No trained head fits it yet: load the "
+                "checkpoint that the head belongs to, or take the head attention (no download) for this model."
             )
         return super().fitted_to(host)
 

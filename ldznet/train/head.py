@@ -20,10 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..config import HeadConfig
 from ..contracts import Host, Taps
 from ..data.cache import Cache, contexts_of, latents_of
 from ..errors import InputError
-from ..models import DeltaHead, Network
+from ..models import DeltaHead, Network, TrainedHead
 from ..phrases import ARTICLES, fill
 from .engine import channels_last
 
@@ -32,6 +33,7 @@ STUFF_WEIGHT = 0.3  # of drawing a phrase of stuff, against one of a thing: stuf
 DICE_WEIGHT, PRESENCE_WEIGHT, WORDS_WEIGHT = 1.0, 0.2, 0.3
 INPUT_DROP = 0.25  # share of the rows without latents, and of those without taps, so that both are read
 MOST_WORDS = 64  # the commonest of the data
+TAUGHT = 0.5  # of a mask is its teacher's, where there is one
 KEPT_ON_DEVICE = 2**30  # bytes of masks; more of them stay on disk
 
 
@@ -92,7 +94,7 @@ class Segmenting(nn.Module):
 
     def _loss(self, features: Tensor, masks: Tensor, words: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         logits, presence = self.head.read(features)
-        present = masks.amax(dim=(1, 2, 3))
+        present = (masks.amax(dim=(1, 2, 3)) > 0).float()
         pixels = F.binary_cross_entropy_with_logits(logits, masks)
         dice = (soft_dice(logits, masks) * present).sum() / present.sum().clamp(min=1)
         named = F.binary_cross_entropy_with_logits(self.words(features), words, reduction="sum") / words[:, 0].numel()
@@ -127,7 +129,8 @@ class HeadTask:
 
     Contexts of all phrases are encoded once, into files of `folder` where there is one, taps at every step. `unnamed`
     words are in no phrase that is asked for. A `blind` head never has its taps. `absent_share` of the phrases are not
-    in their picture.
+    in their picture. With a `teacher`, a head over the same host, masks of present phrases are the mean of the labels
+    and of its soft masks (distillation; Hinton et al., arXiv 1503.02531).
     """
 
     def __init__(
@@ -139,7 +142,9 @@ class HeadTask:
         blind: bool = False,
         absent_share: float = ABSENT_SHARE,
         folder: Path | None = None,
+        teacher: TrainedHead | None = None,
     ) -> None:
+        self.teacher = teacher
         caches = [caches] if isinstance(caches, Cache) else list(caches)
         self.host, self.config, self.blind, self.absent_share = host, head.head_config, blind, absent_share
         self.device = torch.device(getattr(host, "device", "cpu"))
@@ -198,12 +203,13 @@ class HeadTask:
         context = self.context[texts.to(self.context.device)].to(self.device, torch.float32)
         masks = self._masks(planes) * present.to(self.device)[:, None, None]
         latents = self.latents[index.to(self.device)].float()
+        masks = self._taught(masks[:, None], latents, context, generator)
         taps = self._taps(latents, context, generator)
         return (
             latents.contiguous(memory_format=torch.channels_last),
             context,
             taps,
-            masks[:, None],
+            masks,
             self._word_maps(index),
             self._kept(size, generator).to(self.device),
         )
@@ -250,11 +256,25 @@ class HeadTask:
             kept[:, 0], kept[:, 1] = 1, 0
         return kept
 
-    def _taps(self, latents: Tensor, context: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        blocks = list(self.config.tap_specs)
+    @torch.no_grad()
+    def _taught(self, masks: Tensor, latents: Tensor, context: Tensor, generator: torch.Generator) -> Tensor:
+        """Masks b 1 h w with the teacher's share in them; those of absent phrases stay empty."""
+        if self.teacher is None:
+            return masks
+        taps = self._taps(latents, context, generator, self.teacher.head_config)
+        soft = self.teacher.masks_over(self.host, latents, context, taps)[0].float().sigmoid()
+        present = masks.amax(dim=(1, 2, 3), keepdim=True) > 0
+        return torch.where(present, torch.lerp(masks, soft, TAUGHT), masks)
+
+    def _taps(
+        self, latents: Tensor, context: Tensor, generator: torch.Generator, config: HeadConfig | None = None
+    ) -> dict[str, Tensor]:
+        """Those that a head of `config`, or the one that is trained, reads."""
+        config = config or self.config
+        blocks = list(config.tap_specs)
         if not blocks:
             return {}
-        low, high = self.config.timestep_range
+        low, high = config.timestep_range
         timesteps = torch.randint(low, high + 1, (len(latents),), generator=generator)
         noise = torch.randn(latents.shape, generator=generator).to(latents)
         taps = self.host.extract(self.host.add_noise(latents, noise, timesteps), timesteps, context, blocks)

@@ -20,7 +20,7 @@ from ..config import PUBLISHED_BLOCKS, HeadConfig, UNetConfig, unet_like
 from ..contracts import Host
 from ..data.cache import Cache
 from ..errors import InputError
-from ..models import DeltaHead, Network, build_head
+from ..models import DeltaHead, Network, TrainedHead, build_head
 from ..models.delta import matrices_of
 from ..tinyworld import world
 from .engine import Progress, Run, TrainConfig
@@ -77,7 +77,16 @@ def _spread(unet: UNetConfig) -> tuple[str, ...]:
 class Tier:
     """The training of a head over a host, from a cache with latents, in a folder where it resumes."""
 
-    def __init__(self, config: HeadConfig, host: Host, cache: Cache, training: TrainConfig, folder: Path) -> None:
+    def __init__(
+        self,
+        config: HeadConfig,
+        host: Host,
+        cache: Cache,
+        training: TrainConfig,
+        folder: Path,
+        teacher: TrainedHead | None = None,
+    ) -> None:
+        """Raises HostError for a teacher that does not fit the host."""
         with seeded(training.seed):
             self.head = build_head(config)
             if isinstance(self.head, DeltaHead):
@@ -85,7 +94,8 @@ class Tier:
         cache.records = with_absent(cache.records)
         folder.mkdir(parents=True, exist_ok=True)
         self.count = len(cache)
-        self.task = HeadTask(self.head, host, cache, absent_share=ABSENT_SHARE, folder=folder)
+        taught = teacher and teacher.fitted_to(host)
+        self.task = HeadTask(self.head, host, cache, absent_share=ABSENT_SHARE, folder=folder, teacher=taught)
         self.run = Run(self.task, training, folder)
 
     def train(

@@ -63,7 +63,8 @@ def test_other_families(server: host.Server, family: str) -> None:
     assert server.saved("maps")[0]["probabilities"].isfinite().all()
     assert server.saved("state") == ["2 calls, 0 hooks"]  # one of each picture
     prompt["head"] = graphs.node("LDZNetLoadHead", head="tiny (embedded)")
-    assert re.search(r"Expected an SD 1.x UNet.*take the head attention", host.error_of(server.run(prompt)) or "")
+    got = {"sd2": "a host of context width 64.*got 1024", "sdxl": r"an SD 1\.x or 2\.x UNet.*head attention"}[family]
+    assert re.search(f"Expected {got}", host.error_of(server.run(prompt)) or "")
 
 
 def captured(text: str, prompted: str | None = PROMPT, **changes: Any) -> graphs.Prompt:

@@ -20,9 +20,9 @@ from ldznet.config import UNetConfig, unet_like
 from ldznet.contracts import Conditioning, Host
 from ldznet.data import TinyWorldDataset
 from ldznet.data.cache import Cache, add_latents, contexts_of, draw
-from ldznet.errors import InputError
+from ldznet.errors import HostError, InputError
 from ldznet.hosts.tiny import TinyHost
-from ldznet.models import DeltaHead
+from ldznet.models import DeltaHead, LightHead
 from ldznet.models.delta import clean
 from ldznet.parts import OUT
 from ldznet.taps import spatial_transformers
@@ -164,7 +164,7 @@ def test_it_learns_and_lies_in_a_file(name: str, sd: Any, cache: Cache, tmp_path
         seen.append(predictor.predict(["grass"]).logits)
         return {"looked": len(seen)}
 
-    it = tier(name, sd, cache, tmp_path / "run", steps=8, save_every=4, ema=0.0, learning_rate=5e-3)
+    it = tier(name, sd, cache, tmp_path / "run", steps=4, save_every=2, ema=0.0, learning_rate=5e-3)
     before = {key: p.clone() for key, p in it.head.named_parameters()}
     trial = it.run.trial()
     assert trial.seconds > 0
@@ -173,7 +173,7 @@ def test_it_learns_and_lies_in_a_file(name: str, sd: Any, cache: Cache, tmp_path
     it.train(tmp_path / "head.safetensors", {"what": "a try"}, examine=examine)
     losses = [row["loss"] for row in it.run.rows]
     assert losses[-1] < losses[0]
-    assert [row.get("looked") for row in it.run.rows] == [None, None, None, 1, None, None, None, 2]
+    assert [row.get("looked") for row in it.run.rows] == [None, 1, None, 2]
     head = load_head(tmp_path / "head.safetensors")
     predictor = Predictor(sd, head)
     predictor.set_image(tinyworld.scene(0).image[:SIDE, :SIDE])
@@ -181,8 +181,35 @@ def test_it_learns_and_lies_in_a_file(name: str, sd: Any, cache: Cache, tmp_path
     assert not torch.equal(seen[0], seen[-1])
     with safe_open(tmp_path / "head.safetensors", "pt") as file:
         about = file.metadata()
-    assert (about["what"], about["how"]) == ("a try", "8 steps of 2, 4 images, EMA 0.0, no")
+    assert (about["what"], about["how"]) == ("a try", "4 steps of 2, 4 images, EMA 0.0, no")
     assert hooks(sd) == 0
+
+
+def test_a_teacher_s_masks_are_half_of_what_is_learned(sd: Any, cache: Cache, tmp_path: Path) -> None:
+    class Teacher(LightHead):
+        """Says 0.8 everywhere."""
+
+        def masks_over(self, host: Any, rows: Any, context: Any, taps: Any) -> Any:
+            assert set(taps) == set(self.head_config.tap_specs)
+            return torch.full((len(rows), 1, SIDE, SIDE), 0.8).logit(), None
+
+    teacher = Teacher(tier_config("light", sd, SIDE))
+    config = tier_config("one", sd, SIDE, rank=2)
+    plain, taught = (Tier(config, sd, cache, TRAINING, tmp_path / n, t) for n, t in (("a", None), ("b", teacher)))
+    labels, masks = (it.task.batch(0, 16, torch.Generator().manual_seed(0))[3] for it in (plain, taught))
+    present = labels.amax(dim=(1, 2, 3)) > 0
+    assert 0 < present.sum() < 16
+    torch.testing.assert_close(masks[present], labels[present] * 0.5 + 0.4)
+    assert torch.equal(masks[~present], labels[~present])
+    with pytest.raises(HostError, match="context width 768, which this head was trained on, got 64"):
+        Tier(
+            config,
+            TinyHost.load(),
+            cache,
+            TRAINING,
+            tmp_path / "c",
+            Teacher(tier_config("light", FullSize("sd1", 768), SIDE)),
+        )
 
 
 def test_contexts_wait_in_a_file_of_their_texts(tmp_path: Path) -> None:
@@ -228,6 +255,7 @@ def test_the_command_trains_on_a_dataset(tmp_path: Path) -> None:
         check=1,
         device=None,
         recompute=False,
+        teacher=None,
         seed=0,
     )
     assert command.train(setting, said.append) == setting.out
