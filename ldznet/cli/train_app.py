@@ -82,7 +82,6 @@ def head(
     rank: Annotated[int, typer.Option(help="Of the changes to the UNet's linear layers.", min=1, max=4096)] = 32,
     images: Annotated[int, typer.Option(help="How many scenes of the tiny world to draw.", min=1)] = 40_000,
     check: Annotated[int, typer.Option(help="Unseen pictures to segment at each save, where there are.", min=0)] = 32,
-    device: Annotated[str | None, typer.Option(help='Such as "cuda"; the CPU if left out.')] = None,
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Compute parts of the UNet twice to save memory.")
     ] = False,
@@ -92,12 +91,12 @@ def head(
     seed: Annotated[int, typer.Option(help="Of weights and batches.", min=0)] = 0,
 ) -> None:
     """A head over a Stable Diffusion, from phrases and masks. Example: ldznet train head --tier two --model
-    sd15.safetensors --dataset phrasecut --data VGPhraseCut_v0 --device cuda --out head.safetensors
+    sd15.safetensors --dataset phrasecut --data VGPhraseCut_v0 --out head.safetensors
 
-    Several GPUs: accelerate launch -m ldznet train head …"""
+    Runs on a GPU where there is one; on several with: accelerate launch -m ldznet train head …"""
     from .train_head import Setting
     from .train_head import train as work
 
     numbers = (steps, batch, size, rank, images, check)
-    setting = Setting(tier, model, dataset, data, split, out, runs, *numbers, device, recompute, teacher, seed)
+    setting = Setting(tier, model, dataset, data, split, out, runs, *numbers, recompute, teacher, seed)
     typer.echo(f"Wrote {work(setting, lambda text: typer.echo(text, err=True))}.")

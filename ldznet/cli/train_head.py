@@ -12,7 +12,7 @@ import torch
 from ..checkpoints import load_head
 from ..contracts import Host
 from ..data import TinyWorldDataset
-from ..data.cache import add_latents, draw
+from ..data.cache import Cache, add_latents, draw
 from ..data.items import Dataset, Item
 from ..errors import InputError
 from ..evaluate import benchmark
@@ -20,7 +20,7 @@ from ..hosts import open_host
 from ..models import Network
 from ..predictor import Predictor
 from ..train import tiers
-from ..train.engine import Trial
+from ..train.engine import Trial, accelerator
 from .dataset import opened
 from .progress import progress_bar
 
@@ -46,7 +46,6 @@ class Setting:
     rank: int
     images: int
     check: int
-    device: str | None
     recompute: bool
     teacher: Path | None
     seed: int
@@ -57,20 +56,22 @@ def train(setting: Setting, say: Callable[[str], None]) -> Path:
     anything is computed for what cannot be."""
     if setting.out.suffix != ".safetensors" or setting.out.exists():
         raise InputError(f"Expected the name of a new .safetensors file, got {setting.out}. Give another one.")
-    host = _opened_host(setting)
+    processes = accelerator()
+    host = _opened_host(setting, processes.device)
     side = setting.size or (TINY_SIDE if host.family == "tiny" else SIDE)
     config = tiers.tier_config(setting.tier, host, side, setting.rank)
     pictures = _pictures(setting, side)
-    with progress_bar("Reading pictures") as progress:
-        cache = draw(pictures, setting.runs / "data", progress)
-    with progress_bar("Encoding pictures") as progress:
-        cache = add_latents(cache, lambda pixels: host.encode_image(pixels).cpu(), progress)
+    with processes.main_process_first():
+        name = f"{setting.dataset}-{setting.split}-{side}-{Path(setting.model).stem}"  # latents are of that model
+        cache = _cache(pictures, host, setting.runs / name)
     changes = {name: value for name in ("steps", "batch") if (value := getattr(setting, name)) is not None}
     precision = "bf16" if host.device.type == "cuda" else "no"
     training = dataclasses.replace(tiers.RECIPE, seed=setting.seed, precision=precision, **changes)
     teacher = load_head(setting.teacher, device=host.device) if setting.teacher else None
     tier = tiers.Tier(config, host, cache, training, setting.runs / setting.tier, teacher)
-    say(described(tier, tier.run.trial()))
+    trial = tier.run.trial()
+    if processes.is_main_process:
+        say(described(tier, trial))
     checked = _checked(setting, side)
     with progress_bar(f"Training {setting.tier}") as progress:
         examine = (lambda head: _figures(host, head, checked)) if checked else None
@@ -89,15 +90,21 @@ def described(tier: tiers.Tier, trial: Trial) -> str:
     )
 
 
-def _opened_host(setting: Setting) -> Host:
+def _opened_host(setting: Setting, device: torch.device) -> Host:
     """In bfloat16 on a CUDA device, where gradients pass through it."""
-    device = torch.device(setting.device or "cpu")
     host = open_host(setting.model, device=device, dtype=torch.bfloat16 if device.type == "cuda" else None)
     if setting.recompute:
         if not hasattr(host, "recompute"):
             raise InputError("Expected a Stable Diffusion for --recompute, got the tiny world. Leave it out.")
         host.recompute()
     return host
+
+
+def _cache(pictures: Dataset, host: Host, folder: Path) -> Cache:
+    with progress_bar("Reading pictures") as progress:
+        cache = draw(pictures, folder, progress)
+    with progress_bar("Encoding pictures") as progress:
+        return add_latents(cache, lambda pixels: host.encode_image(pixels).cpu(), progress)
 
 
 def _pictures(setting: Setting, side: int) -> Dataset:

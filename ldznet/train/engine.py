@@ -104,19 +104,24 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
+def accelerator() -> Any:
+    """accelerate's view of the processes and the device. Raises InputError where it is not installed."""
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise InputError(f'Training needs accelerate ({error}). pip install "ldznet[train]"') from error
+    return Accelerator()
+
+
 class Run:
     """A training run in a folder: optimizer, EMA, log, and the state to resume from."""
 
     def __init__(self, task: Task, config: TrainConfig, folder: Path) -> None:
-        try:
-            from accelerate import Accelerator
-        except ImportError as error:
-            raise InputError(f'Training needs accelerate ({error}). pip install "ldznet[train]"') from error
         if config.steps < 1 or config.batch < 1:
             raise InputError(f"Expected at least one step and a batch of one, got {config.steps} and {config.batch}.")
         folder.mkdir(parents=True, exist_ok=True)
         self.task, self.config, self.folder = task, config, folder
-        self.accelerator = Accelerator()
+        self.accelerator = accelerator()
         self.device = self.accelerator.device
         self.module, self.optimizer = self.accelerator.prepare(task.module, _adamw(task.module.to(self.device), config))
         self.plain: nn.Module = self.accelerator.unwrap_model(self.module)

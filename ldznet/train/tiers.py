@@ -118,6 +118,8 @@ class Tier:
         trained = self.run.train(progress, examined if examine else None)
         config = self.run.config
         how = f"{config.steps} steps of {config.batch}, {self.count} images, EMA {config.ema}, {config.precision}"
+        if not self.run.accelerator.is_main_process:
+            return
         with self._holding(trained):
             save_head(self.head, out, {"how": how, "commit": commit(), **metadata})
 

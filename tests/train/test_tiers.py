@@ -261,7 +261,6 @@ def test_the_command_trains_on_a_dataset(tmp_path: Path) -> None:
         rank=4,
         images=3,
         check=1,
-        device=None,
         recompute=False,
         teacher=None,
         seed=0,
