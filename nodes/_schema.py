@@ -17,6 +17,7 @@ CaptureType = io.Custom("LDZNET_CAPTURE")
 SteeringType = io.Custom("LDZNET_STEERING")
 PromptsType = io.Custom("LDZNET_PROMPTS")
 MasksType = io.Custom("LDZNET_MASKS")
+KeptType = io.Custom("LDZNET_KEPT")
 BoxType = getattr(io, "BoundingBox", None) or io.Custom("BOUNDING_BOX")
 
 MASK_BY_TEXT = [  # what people type who look for masks by words, other packs' names of it included

@@ -32,13 +32,31 @@ class Shown(NamedTuple):
 
     def in_node(self, node: Any) -> dict[str, Any]:
         """Soft maps for the page, which draws them itself (web/ldznet.js); a picture with its legend for all others."""
-        hidden = node.hidden
-        if hidden is not None and "workflow" in (hidden.extra_pnginfo or {}):
+        if in_a_page(node):
             return {LIVE: [live(self.segmentation, self.pictures, self.hues)], "text": self.texts}
         legends = [text.splitlines()[: len(self.chosen)] for text in self.texts]
         notes, hues = self.segmentation.remarks(), self.hues[self.chosen]
         pages = [drawing.with_legend(*part, hues, notes) for part in zip(self.overlays, legends, strict=True)]
         return {**ui.PreviewImage(image_of(stacked(pages)), cls=node).as_dict(), "text": self.texts}
+
+
+def in_a_page(node: Any) -> bool:
+    """Whether the page queued what runs: it sends its workflow along. Of a node with the hidden input extra_pnginfo."""
+    return node.hidden is not None and "workflow" in (node.hidden.extra_pnginfo or {})
+
+
+class Kept:
+    """What an outer node shows, under `LIVE`, before it is known: the inner node that it expands to fills it.
+
+    ComfyUI sends what a node showed again where the node is cached, but of an expanded one the outer node's alone.
+    """
+
+    def __init__(self) -> None:
+        self.shown: dict[str, Any] = {}
+
+    def fill(self, shown: dict[str, Any]) -> None:
+        """With what `Shown.in_node` gave for a page; in place, for ComfyUI has the dict already."""
+        self.shown.update(shown[LIVE][0])
 
 
 def show(

@@ -128,7 +128,7 @@ class SegmentCaptured(io.ComfyNode):
             search_aliases=MASK_BY_TEXT,
             inputs=[*captured_inputs(RAW), text_input(EMPTY), threshold_input(), *later_inputs(RAW)],
             outputs=segment_outputs(),
-            hidden=[io.Hidden.dynprompt, io.Hidden.unique_id],
+            hidden=[io.Hidden.dynprompt, io.Hidden.unique_id, io.Hidden.extra_pnginfo],
             enable_expand=True,
             is_output_node=True,
         )
@@ -146,7 +146,7 @@ class SegmentCaptured(io.ComfyNode):
         prompts = prompts_in(graph, comfyui.graph_of(cls.hidden), capture) if prompt is None else None
         links = {"latent": latent, "capture": capture, "clip": clip, "prompt": prompt, "head": head, "prompts": prompts}
         links = {name: link for name, link in links.items() if link is not None}
-        return expanded(graph, "LDZNetInnerCaptured", {**links, "text": text}, threshold)
+        return expanded(cls, graph, "LDZNetInnerCaptured", {**links, "text": text}, threshold)
 
 
 class InnerCaptured(io.ComfyNode):

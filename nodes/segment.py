@@ -21,6 +21,7 @@ from ._schema import (
     INNER,
     MASK_BY_TEXT,
     RAW,
+    KeptType,
     MasksType,
     SegmentationType,
     head_input,
@@ -30,7 +31,7 @@ from ._schema import (
     text_input,
     threshold_input,
 )
-from ._showing import OPACITY, show
+from ._showing import LIVE, OPACITY, Kept, in_a_page, show
 
 
 def model_inputs(
@@ -94,6 +95,7 @@ class SegmentByText(io.ComfyNode):
             search_aliases=MASK_BY_TEXT,
             inputs=[*model_inputs(RAW), text_input(), threshold_input(), *setting_inputs(), *picture_inputs(RAW)],
             outputs=segment_outputs(),
+            hidden=[io.Hidden.extra_pnginfo],
             enable_expand=True,
             is_output_node=True,
         )
@@ -123,7 +125,7 @@ class SegmentByText(io.ComfyNode):
             require_picture(image, vae)
         links = {name: link for name, link in links.items() if link is not None}
         settings = {"text": text, "seed": seed, "ensemble": ensemble, "resolution": resolution}
-        return expanded(comfyui.GraphBuilder(), "LDZNetInnerSegment", {**links, **settings}, threshold)
+        return expanded(cls, comfyui.GraphBuilder(), "LDZNetInnerSegment", {**links, **settings}, threshold)
 
 
 class InnerSegment(io.ComfyNode):
@@ -233,6 +235,7 @@ class InnerMasks(io.ComfyNode):
             inputs=[
                 SegmentationType.Input("segmentation", tooltip="The soft maps and scores of every phrase."),
                 threshold_input(),
+                KeptType.Input("kept", optional=True, tooltip="What the node that was expanded shows, to be filled."),
             ],
             outputs=[
                 io.Mask.Output("mask", display_name="mask", tooltip="All phrases together."),
@@ -246,7 +249,7 @@ class InnerMasks(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, segmentation: list[Segmented], threshold: list[float]) -> Any:
+    def execute(cls, segmentation: list[Segmented], threshold: list[float], kept: Sequence[Kept] | None = None) -> Any:
         """Masks at the threshold, what the report says of them, and both in the node that was expanded. Inputs come as
         lists, so that a list of pictures can be told from a batch."""
         from ..ldznet.hosts.comfyui import raise_if_cancelled
@@ -259,18 +262,20 @@ class InnerMasks(io.ComfyNode):
         following = dataclasses.replace(segmentation[0], threshold=segmentation[0].threshold_or(threshold[0]))
         masks = following.masks(FOLLOW)
         each, text = [mask_of(masks[:, i]) for i in range(masks.shape[1])], report(following, masks)
-        shown = show(following, masks, following.pictures(most=PREVIEW), OPACITY, raise_if_cancelled)
-        return io.NodeOutput(
-            mask_of(masks.amax(dim=1)), each, bool(masks.any()), text, following, ui=shown.in_node(cls)
-        )
+        shown = show(following, masks, following.pictures(most=PREVIEW), OPACITY, raise_if_cancelled).in_node(cls)
+        for outer in kept or ():
+            outer.fill(shown)
+        return io.NodeOutput(mask_of(masks.amax(dim=1)), each, bool(masks.any()), text, following, ui=shown)
 
 
-def expanded(graph: Any, inner: str, inputs: dict[str, Any], threshold: float) -> Any:
-    """The five outputs of a segmenting node, from its `inner` node and a threshold, in the `graph` that it builds."""
-    dear = graph.node(inner, **inputs)
-    cheap = graph.node("LDZNetInnerMasks", segmentation=dear.out(0), threshold=threshold)
-    mask, masks, found, text, segmentation = map(cheap.out, range(5))
-    return io.NodeOutput(mask, masks, segmentation, found, text, expand=graph.finalize())
+def expanded(outer: Any, graph: Any, inner: str, inputs: dict[str, Any], threshold: float) -> Any:
+    """The five outputs of the segmenting node `outer`, from its `inner` node and a threshold, in the `graph` that it
+    builds."""
+    dear, kept = graph.node(inner, **inputs), [Kept()] if in_a_page(outer) else []
+    links = {"segmentation": dear.out(0), "threshold": threshold, **({"kept": kept[0]} if kept else {})}
+    mask, masks, found, text, segmentation = map(graph.node("LDZNetInnerMasks", **links).out, range(5))
+    shown = {LIVE: [kept[0].shown]} if kept else None
+    return io.NodeOutput(mask, masks, segmentation, found, text, expand=graph.finalize(), ui=shown)
 
 
 def require_picture(image: Any, vae: Any) -> None:

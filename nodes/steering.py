@@ -137,6 +137,7 @@ class RegionsFound(io.ComfyNode):
             search_aliases=["regional prompt", "attention map", "preview mask"],
             inputs=_found_inputs(RAW),
             outputs=segment_outputs(),
+            hidden=[io.Hidden.extra_pnginfo],
             enable_expand=True,
             is_output_node=True,
         )
@@ -147,7 +148,7 @@ class RegionsFound(io.ComfyNode):
         from ..ldznet.hosts import comfyui
 
         links = {"latent": latent, "steering": steering}
-        return expanded(comfyui.GraphBuilder(), "LDZNetInnerSteered", links, FOLLOW)
+        return expanded(cls, comfyui.GraphBuilder(), "LDZNetInnerSteered", links, FOLLOW)
 
 
 class InnerSteered(io.ComfyNode):

@@ -197,7 +197,7 @@ app.registerExtension({
   setup() {
     api.addEventListener("executed", ({ detail }) => {
       const run = detail.output?.[KEY]?.[0]
-      if (run) views.get(nodeOf(detail.display_node ?? detail.node))?.take(run)
+      if (run?.pictures) views.get(nodeOf(detail.display_node ?? detail.node))?.take(run)
     })
     setInterval(() => views.forEach((view, node) => (node.graph ? view.draw() : null)), TICK)
   },

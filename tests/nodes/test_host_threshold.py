@@ -77,3 +77,24 @@ def test_a_threshold_of_its_own_stays_where_it_is(server: host.Server) -> None:
     for name in SHOWN:
         assert torch.equal(low[name], high[name]), name
     assert torch.equal(low["mask"], (low["maps"]["probabilities"][:, 0] > 0.5).float())
+
+
+def shown_in_page(server: host.Server, prompt: graphs.Prompt, threshold: float) -> list[dict[str, Any]]:
+    """All that a page is told to show in the node "segment" of a run that it queues."""
+    prompt["segment"]["inputs"]["threshold"] = threshold
+    messages, extra = host.Messages(server), {"extra_pnginfo": {"workflow": {}}}
+    server.post("/prompt", {"prompt": prompt, "client_id": server.client, "extra_data": extra})
+    told = [message["data"] for message in messages.until_done() if message["type"] == "executed"]
+    messages.close()
+    outputs = [data["output"] or {} for data in told if data["display_node"] == "segment"]
+    return [run for output in outputs for run in output.get("ldznet", []) if run]
+
+
+@pytest.mark.parametrize("graph", [segmented, captured], ids=["by text", "captured"])
+def test_the_page_is_told_again_what_the_host_kept(server: host.Server, graph: Any) -> None:
+    """Of a node that expands ComfyUI sends again what the outer one showed: the picture of these settings, no other."""
+    prompt = graph()
+    first, other = shown_in_page(server, prompt, 0.3)[-1], shown_in_page(server, prompt, 0.7)[-1]
+    assert (first["threshold"], other["threshold"]) == (0.3, 0.7)
+    assert first["maps"]
+    assert shown_in_page(server, prompt, 0.3) == [first]

@@ -152,7 +152,7 @@ def test_templates_are_listed_with_thumbnails(page: browser.Page) -> None:
     assert [path.stem for path in ALL if not path.with_suffix(".jpg").exists()] == []  # pictures.py makes them
     dialog = page.templates_of(host.PACK)
     for path in ALL:
-        dialog.get_by_text(path.stem, exact=True).wait_for()
+        dialog.get_by_text(path.stem, exact=True).scroll_into_view_if_needed()  # the page loads what is in view
         thumbnail = dialog.locator(f'img[alt="{path.stem}"][src^="blob:"]').first  # a blob: one that it could load
         thumbnail.scroll_into_view_if_needed()
         assert page.get(f"/api/workflow_templates/{host.PACK}/{path.stem}.json").json() == browser.read(path)
