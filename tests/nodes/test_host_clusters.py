@@ -98,7 +98,7 @@ def test_of_a_picture(server: host.Server) -> None:
 @pytest.mark.parametrize(
     ("links", "wanted"),
     [
-        ({"latent": None}, r"Expected a latent or an image"),
+        ({"latent": None}, r"Expected a latent, or an image and a vae, got neither"),
         ({"model": "other"}, r"Expected a UNet \(SD 1.x, SD 2.x or SDXL\) in the socket model, got Z-Image"),
     ],
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -154,19 +155,27 @@ def test_lines_turn_phrases_off_and_a_click_tells_what_is_there(ran: browser.Pag
     assert re.search(r"at 6[34], 6[34]: .+ 0\.\d\d \(score", ran.tab.evaluate(LINES, PREVIEW)[0])
 
 
-def test_after_a_reload_it_is_there_until_the_files_are_gone(server: host.Server, ran: browser.Page) -> None:
+def test_after_a_reload_it_is_there_until_the_files_are_gone(
+    server: host.Server, ran: browser.Page, tmp_path: Path
+) -> None:
+    """Gone for a while: the host names the same files again, as long as it keeps what the nodes gave."""
     before, saved = shown(ran)[0], ran.workflow()
     ran.reload()
     ran.open(saved, "again")
     assert torch.equal(shown(ran)[0], before)
-    for file in (server.base / "temp").glob("ldznet_*"):
-        file.unlink()
-    ran.reload()
-    ran.open(saved, "gone")
-    ran.tab.wait_for_timeout(3 * LOOK)
-    assert shown(ran, seconds=1) == [None]
-    assert "Run again" in ran.tab.evaluate(LINES, PREVIEW)[0]
+    temporary = server.base / "temp"
+    names = [file.rename(tmp_path / file.name).name for file in temporary.glob("ldznet_*")]
+    try:
+        ran.reload()
+        ran.open(saved, "gone")
+        ran.tab.wait_for_timeout(3 * LOOK)
+        assert shown(ran, seconds=1) == [None]
+        assert "Run again" in ran.tab.evaluate(LINES, PREVIEW)[0]
+    finally:
+        for name in names:
+            (tmp_path / name).rename(temporary / name)
     assert ran.run()["kind"] == "execution_success"
+    assert torch.equal(shown(ran)[0], before)
 
 
 def test_in_a_subgraph_and_beside_another_preview(page: browser.Page) -> None:
