@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 from pathlib import Path
 from typing import Any
 
@@ -253,3 +254,13 @@ def test_a_new_threshold_asks_no_model(host: standin.Host, looker: Any) -> None:
     assert looker.asked == 2
     prepared(standin.Processing(PICTURE.rotate(180)), host, looker, phrases=CAT)
     assert looker.asked == 3
+
+
+def test_the_hosts_load_it_before_soft_inpainting() -> None:
+    """By metadata.ini, as A1111, Forge and reForge read it: the mask is there when that one looks for it."""
+    root, order = Path(__file__).parents[2], configparser.ConfigParser()
+    order.read(root / "metadata.ini", encoding="utf-8")
+    assert {section: dict(order[section]) for section in order.sections()} == {
+        "scripts/ldznet_webui.py": {"before": "soft-inpainting"}
+    }
+    assert (root / "scripts" / "ldznet_webui.py").is_file()
