@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .attention.config import AttentionConfig, Presence, config_for
 from .attention.reading import reading_attention
-from .contracts import AttentionHost, Block, Captured, Conditioning, Host, TapSpec
+from .contracts import AttentionHost, Block, Captured, Host, TapSpec
 from .errors import HostError, InputError
 from .images import resize
 from .schedule import seeded_noise
@@ -83,7 +83,7 @@ def features_of(
 ) -> Float[Tensor, "b c h w"]:
     """The early blocks' taps of a pass under no prompt, each channel without its mean; blocks weigh alike."""
     blocks = early_blocks(host.specs)
-    taps = host.observe(noisy, steps, _no_words(host, len(noisy)), lambda unet: reading(unet, blocks))
+    taps = host.observe(noisy, steps, host.condition([""]).repeated(len(noisy)), lambda unet: reading(unet, blocks))
     return torch.cat([resize(_levelled(tap.float()), _size(noisy)) for tap in taps.values()], dim=1)
 
 
@@ -104,19 +104,11 @@ def links_of(
         raise InputError(f"Expected a smaller picture for self-attention, got latents of {size[0]} x {size[1]}.")
     finest = min(spec.stride for spec in fine)
     blocks = [spec.block for spec in fine if spec.stride == finest]
-    seen = host.observe(
-        noisy, steps, _no_words(host, len(noisy)), lambda unet: reading_attention(unet, (), blocks, host.specs, size)
-    )
+    nothing = host.condition([""]).repeated(len(noisy))
+    seen = host.observe(noisy, steps, nothing, lambda unet: reading_attention(unet, (), blocks, host.specs, size))
     rows = torch.stack(list(seen.self_attention.values())).mean(0).sqrt()
     grid = (-(-size[0] // finest), -(-size[1] // finest))
     return _levelled(rows.transpose(1, 2).unflatten(2, grid))
-
-
-def _no_words(host: AttentionHost, count: int) -> Conditioning:
-    """Of no prompt, a row for each of so many pictures, with all that an SDXL needs."""
-    one = host.condition([""])
-    extras = {name: extra.expand(count, *extra.shape[1:]) for name, extra in one.extras.items()}
-    return dataclasses.replace(one, context=one.context.repeat(count, 1, 1), extras=extras)
 
 
 def regions_of(features: Float[Tensor, "c h w"], count: int, seed: int = 0) -> Float[Tensor, "count h w"]:

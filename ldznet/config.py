@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from .bounds import Bound, check, fault
 from .contracts import TapSpec
-from .errors import CheckpointError, InputError, cause
+from .errors import CheckpointError, cause
 from .schedule import NUM_TIMESTEPS
 from .shapes import PIXELS_PER_LATENT
 
@@ -29,6 +28,7 @@ UNET_BOUNDS = {  # several times what any published UNet has, and little enough 
     "num_res_blocks": Bound(1, 4),
     "attention_downsampling": Bound(1, 64, most=6),
     "num_heads": Bound(1, 128),
+    "transformer_depth": Bound(0, 64, most=6),
     "context_dim": Bound(1, 16_384),
 }
 HEAD_BOUNDS = {
@@ -58,13 +58,20 @@ class UNetConfig:
     attention_downsampling: tuple[int, ...] = (1, 2, 4)
     num_heads: int = 8
     context_dim: int = 768
+    transformer_depth: tuple[int, ...] = (1,)  # transformer blocks at a place with attention, by level; one for all
 
     def __post_init__(self) -> None:
         """Raises InputError that names the first field which cannot be."""
         check(self, UNET_BOUNDS)
+        if len(self.transformer_depth) not in (1, len(self.channel_mult)):
+            raise fault("transformer_depth", self.transformer_depth, f"one, or {len(self.channel_mult)} for the levels")
         for mult in self.channel_mult:
             if mult * self.model_channels % self.num_heads:
                 raise fault("num_heads", self.num_heads, f"a divisor of {mult * self.model_channels} channels")
+
+    def depth(self, level: int) -> int:
+        """Transformer blocks at a place with attention of a level."""
+        return self.transformer_depth[level if len(self.transformer_depth) > 1 else 0]
 
     def tap_specs(self) -> dict[str, TapSpec]:
         """Every tap of this UNet by block name, in the order in which they fire."""
@@ -86,31 +93,6 @@ class UNetConfig:
                     specs[f"output.{index}"] = TapSpec(f"output.{index}", mult * self.model_channels, 2**level)
                 index += 1
         return specs
-
-
-def unet_like(specs: Mapping[str, TapSpec], context_dim: int) -> UNetConfig:
-    """The UNet of Stable Diffusion's form that has exactly the taps `specs`.
-
-    Raises InputError for one of another form: SDXL's, whose transformers are deeper and not at full size.
-    """
-    inputs = [spec for spec in specs.values() if spec.block.startswith("input.")]
-    by_stride = {spec.stride: spec.channels for spec in (*inputs, *specs.values())}
-    strides, first = sorted(by_stride), by_stride.get(1, 0)
-    found = None
-    if first and first % NUM_GROUPS == 0:
-        found = UNetConfig(
-            model_channels=first,
-            channel_mult=tuple(by_stride[stride] // first for stride in strides),
-            num_res_blocks=sum(spec.stride == 1 for spec in inputs),
-            attention_downsampling=tuple(sorted({spec.stride for spec in inputs})),
-            context_dim=context_dim,
-        )
-    if found is None or found.tap_specs() != dict(specs):
-        raise InputError(
-            f"Expected a UNet of the form of SD 1.x or 2.x, got one with taps at {', '.join(specs)}. Take a model of "
-            "those families."
-        )
-    return found
 
 
 @dataclasses.dataclass(frozen=True)

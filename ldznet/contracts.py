@@ -70,7 +70,7 @@ FAMILIES: dict[str, Family] = {  # by `Host.family`; the constants of each for t
     "tiny": Family("the tiny world", 64, True),
     "sd1": Family("SD 1.x", 768, True),
     "sd2": Family("SD 2.x", 1024, True),
-    "sdxl": Family("SDXL", 2048, False),
+    "sdxl": Family("SDXL", 2048, True),
     "sd3": Family("SD 3", 0, False),
     "flux": Family("Flux.1", 0, False),
     "flux2": Family("Flux.2", 0, False),
@@ -161,6 +161,11 @@ class Conditioning:
 
     context: Float[Tensor, "b n d"]
     extras: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+
+    def repeated(self, count: int) -> Conditioning:
+        """All rows `count` times, one whole after the other."""
+        extras = {name: extra.repeat(count, *(1 for _ in extra.shape[1:])) for name, extra in self.extras.items()}
+        return Conditioning(self.context.repeat(count, 1, 1), extras)
 
 
 T = TypeVar("T")

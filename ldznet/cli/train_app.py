@@ -60,7 +60,7 @@ for _name, _help in STAGES.items():
 @train.command()
 def head(
     model: Annotated[
-        str, typer.Option(help='A diffusers folder, or a file of SD 1.x or 2.x. "tiny": the embedded toy.')
+        str, typer.Option(help='A diffusers folder, or a file of SD 1.x, 2.x or SDXL. "tiny": the embedded toy.')
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The head, a new .safetensors.", dir_okay=False)],
     tier: Annotated[
@@ -78,8 +78,11 @@ def head(
     runs: Annotated[Path, typer.Option(help="Folder for data, states and logs.", file_okay=False)] = Path("runs/head"),
     steps: Annotated[int | None, typer.Option(help="Optimizer steps; 20,000 if left out.", min=1)] = None,
     batch: Annotated[int | None, typer.Option(help="Phrases a step and process; 64 if left out.", min=1)] = None,
-    size: Annotated[int | None, typer.Option(help="Side of the pictures; 384 if left out.", min=8)] = None,
-    rank: Annotated[int, typer.Option(help="Of the changes to the UNet's linear layers.", min=1, max=4096)] = 32,
+    size: Annotated[int | None, typer.Option(help="Side of the pictures; 384 if left out, SDXL 1024.", min=8)] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(help="Of the changes to the UNet's linear layers; 32 if left out, SDXL 16.", min=1, max=4096),
+    ] = None,
     images: Annotated[int, typer.Option(help="How many scenes of the tiny world to draw.", min=1)] = 40_000,
     check: Annotated[int, typer.Option(help="Unseen pictures to segment at each save, where there are.", min=0)] = 32,
     recompute: Annotated[

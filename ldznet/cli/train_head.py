@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,13 +19,14 @@ from ..errors import InputError
 from ..evaluate import benchmark
 from ..hosts import open_host
 from ..models import Network
+from ..models.known import unet_config
 from ..predictor import Predictor
 from ..train import tiers
 from ..train.engine import Trial, accelerator
 from .dataset import opened
 from .progress import progress_bar
 
-TINY_SIDE, SIDE = 128, 384
+SIDE, SIDES = 384, {"tiny": 128, "sdxl": 1024}
 GIGABYTE = 10**9
 
 
@@ -43,7 +45,7 @@ class Setting:
     steps: int | None
     batch: int | None
     size: int | None
-    rank: int
+    rank: int | None
     images: int
     check: int
     recompute: bool
@@ -58,8 +60,8 @@ def train(setting: Setting, say: Callable[[str], None]) -> Path:
         raise InputError(f"Expected the name of a new .safetensors file, got {setting.out}. Give another one.")
     processes = accelerator()
     host = _opened_host(setting, processes.device)
-    side = setting.size or (TINY_SIDE if host.family == "tiny" else SIDE)
-    config = tiers.tier_config(setting.tier, host, side, setting.rank)
+    side = setting.size or SIDES.get(host.family, SIDE)
+    config = tiers.tier_config(setting.tier, host.family, unet_config(host.unet), side, setting.rank)
     pictures = _pictures(setting, side)
     with processes.main_process_first():
         name = f"{setting.dataset}-{setting.split}-{side}-{Path(setting.model).stem}"  # latents are of that model
@@ -90,7 +92,7 @@ def described(tier: tiers.Tier, trial: Trial) -> str:
     )
 
 
-def _opened_host(setting: Setting, device: torch.device) -> Host:
+def _opened_host(setting: Setting, device: torch.device) -> Any:
     """In bfloat16 on a CUDA device, where gradients pass through it."""
     host = open_host(setting.model, device=device, dtype=torch.bfloat16 if device.type == "cuda" else None)
     if setting.recompute:

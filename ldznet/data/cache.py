@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..contracts import Host
+from ..contracts import Conditioning, Host
 from ..errors import InputError, cause
+from ..models.trained import conditioned
 from ..shapes import Float
 from ..writing import replacing
 from .items import Dataset
@@ -130,26 +131,41 @@ def add_latents(cache: Cache, encode: Callable[[Tensor], Tensor], progress: Prog
 
 
 @torch.no_grad()
-def contexts_of(host: Host, texts: Sequence[str], folder: Path | None = None, batch: int = 256) -> Tensor:
-    """Contexts n 77 d of `texts`; in `folder` mapped from contexts.npy, float16, which is written unless it is theirs.
+def texts_of(host: Host, texts: Sequence[str], folder: Path | None = None, batch: int = 256) -> Conditioning:
+    """What the host makes of `texts`, a row each; in `folder` mapped from contexts.npy, float16, and what else there is
+    from files beside it. They are written unless they are there already.
 
-    Without a folder they are in memory, in the host's own dtype.
+    Without a folder it is in memory, in the host's own dtype.
     """
-    parts = (host.encode_text(texts[i : i + batch]) for i in range(0, len(texts), batch))
+    parts = (conditioned(host, texts[i : i + batch]) for i in range(0, len(texts), batch))
     if folder is None:
-        return torch.cat(list(parts))
-    path, digest = folder / "contexts.npy", hashlib.sha256("\n".join(texts).encode()).hexdigest()
-    named = folder / "contexts.sha256"
+        every = list(parts)
+        extras = {name: torch.cat([part.extras[name] for part in every]) for name in every[0].extras}
+        return Conditioning(torch.cat([part.context for part in every]), extras)
+    path, named = folder / "contexts.npy", folder / "contexts.sha256"
+    digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
     if not (path.exists() and named.exists() and named.read_text(encoding="utf-8") == digest):
         named.unlink(missing_ok=True)
-        first = next(parts).half().cpu()
-        with replacing(path) as file:
-            header = {"descr": "<f2", "fortran_order": False, "shape": (len(texts), *first.shape[1:])}
-            np.lib.format.write_array_header_1_0(file, header)
-            for part in itertools.chain([first], parts):
-                file.write(part.half().cpu().contiguous().numpy().tobytes())
+        _write_texts(path, parts, len(texts))
         named.write_text(digest, encoding="utf-8")
-    return torch.from_numpy(_array(path, np.float16, 3))
+    beside = {other.suffixes[0][1:]: other for other in folder.glob("contexts.*.npy")}
+    extras = {name: torch.from_numpy(_array(other, np.float16, 2)) for name, other in beside.items()}
+    return Conditioning(torch.from_numpy(_array(path, np.float16, 3)), extras)
+
+
+def _write_texts(path: Path, parts: Iterator[Conditioning], count: int) -> None:
+    """Contexts as they come; the rest, which is small, at the end."""
+    first = next(parts)
+    extras: dict[str, list[Tensor]] = {name: [] for name in first.extras}
+    with replacing(path) as file:
+        header = {"descr": "<f2", "fortran_order": False, "shape": (count, *first.context.shape[1:])}
+        np.lib.format.write_array_header_1_0(file, header)
+        for part in itertools.chain([first], parts):
+            file.write(part.context.half().cpu().contiguous().numpy().tobytes())
+            for name, rows in extras.items():
+                rows.append(part.extras[name].half().cpu())
+    for name, rows in extras.items():
+        _save(path.with_name(f"contexts.{name}.npy"), torch.cat(rows).numpy())
 
 
 def latents_of(caches: Sequence[Cache]) -> Float[Tensor, "n c h w"]:

@@ -17,6 +17,7 @@ from ..contracts import Host, Taps
 from ..data.cache import images_to_pixels
 from ..data.items import Item
 from ..models import OwnNetwork
+from ..models.trained import conditioned
 from ..phrases import fill
 from ..shapes import Float
 from .metrics import bootstrap
@@ -58,9 +59,9 @@ def reading(
         if not which:
             continue
         latents = _latents(host, item)
-        context = host.encode_text([fill(config.template, item.phrases[i]) for i in which])
-        taps = head.extracted(host, latents, context, t, seed=0)
-        other = head.extracted(host, _latents(host, items[(number + 1) % len(items)]), context, t, seed=0)
+        text = conditioned(host, [fill(config.template, item.phrases[i]) for i in which])
+        taps = head.extracted(host, latents, text, t, seed=0)
+        other = head.extracted(host, _latents(host, items[(number + 1) % len(items)]), text, t, seed=0)
         masks = torch.from_numpy(item.masks[which]).to(device)
         rows = latents.to(device).expand(len(which), -1, -1, -1)
         zeros = torch.zeros(len(which), dtype=torch.int64, device=device)
@@ -69,7 +70,7 @@ def reading(
             kept = torch.ones(len(which), 2, dtype=rows.dtype, device=device)
             kept[:, 1] = name != NULL
             with torch.no_grad():
-                logits, _ = head.read(head.features(rows, zeros, context.to(device), read, kept))
+                logits, _ = head.read(head.features(rows, zeros, text.context.to(device), read, kept))
             ious[name].append(_iou(logits[:, 0] > 0, masks))
         scenes += [number] * len(which)
         if progress:

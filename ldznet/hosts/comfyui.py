@@ -126,8 +126,8 @@ class RunningHead(TrainedHead):
         if not FAMILIES[host.family].has_trained_heads:
             got = named_width(host.context_dim) if host.context_dim else FAMILIES[host.family].title
             raise HostError(
-                f"Expected an SD 1.x or 2.x UNet in the socket model, got {got}. No trained head fits it yet: load the "
-                "checkpoint that the head belongs to, or take the head attention (no download) for this model."
+                f"Expected an SD 1.x, 2.x or SDXL UNet in the socket model, got {got}. No trained head fits it yet: "
+                "load the checkpoint that the head belongs to, or take the head attention (no download) for this model."
             )
         return super().fitted_to(host)
 
@@ -139,11 +139,11 @@ class RunningHead(TrainedHead):
         return self._loaded(latents).masks_and_presence(latents, timesteps, context, taps)
 
     @torch.no_grad()
-    def masks_over(self, host: Host, rows: Tensor, context: Tensor, taps: Taps) -> tuple[Tensor, Tensor | None]:
+    def masks_over(self, host: Host, rows: Tensor, text: Conditioning, taps: Taps) -> tuple[Tensor, Tensor | None]:
         """As the head's own: a delta head runs the model's UNet."""
         if isinstance(self._patcher.model, DeltaHead):
-            return self._loaded(rows).masks_over(host, rows, context, taps)
-        return super().masks_over(host, rows, context, taps)
+            return self._loaded(rows).masks_over(host, rows, text, taps)
+        return super().masks_over(host, rows, text, taps)
 
     def _loaded(self, latents: Tensor) -> Any:
         """The network, where ComfyUI wants it for a pass over `latents`."""

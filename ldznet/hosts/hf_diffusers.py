@@ -61,6 +61,11 @@ class DiffusersHost:
         self.device: torch.device = self._unet.device if device is None else device
         self.dtype: torch.dtype = self._unet.dtype
 
+    @property
+    def unet(self) -> nn.Module:
+        """The denoising UNet itself."""
+        return self._unet
+
     @classmethod
     def from_folder(cls, folder: Path, *, device: Device = None, dtype: torch.dtype | None = None) -> DiffusersHost:
         """From a folder as `save_pretrained` writes it. Raises CheckpointError for one that lacks a part."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import schedule
 from ..contracts import Conditioning, Observer, T, Taps
 from ..errors import InputError
+from ..models import UNet
 from ..shapes import Float, Int
 from ..taps import extract_taps
 from ..tinyworld import world
@@ -28,6 +29,11 @@ class TinyHost:
         self.context_dim = models.unet.config.context_dim
         parameter = next(models.unet.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
+
+    @property
+    def unet(self) -> UNet:
+        """The denoising UNet itself."""
+        return self.models.unet
 
     @classmethod
     def load(

@@ -198,17 +198,17 @@ class DeltaHead(MaskHead, nn.Module):
         return self
 
     def masks_over(
-        self, host: Any, rows: Float[Tensor, "n c h w"], context: Float[Tensor, "n m d"], taps: Taps
+        self, host: Any, rows: Float[Tensor, "n c h w"], text: Conditioning, taps: Taps
     ) -> tuple[Float[Tensor, "n 1 8*h 8*w"], Float[Tensor, " n"] | None]:
         """Mask logits and presence logits, from a pass of the host's UNet over clean latents at timestep 0."""
         require_inputs(self.head_config, rows, taps)
-        return self.read(self.features_over(host, rows, context, lambda unet: self.applied(unet, taps)))
+        return self.read(self.features_over(host, rows, text, lambda unet: self.applied(unet, taps)))
 
     def features_over(
-        self, host: Any, rows: Float[Tensor, "n c h w"], context: Float[Tensor, "n m d"], changed: Observer[Any]
+        self, host: Any, rows: Float[Tensor, "n c h w"], text: Conditioning, changed: Observer[Any]
     ) -> Float[Tensor, "n f h w"]:
         """The last hidden state of a pass over clean latents at timestep 0, in which `changed` changes the UNet."""
-        return host.observe(*clean(host, rows), Conditioning(context), changed)[OUT].to(self.example)
+        return host.observe(*clean(host, rows), text, changed)[OUT].to(self.example)
 
     @contextlib.contextmanager
     def applied(self, unet: nn.Module, taps: Taps) -> Iterator[dict[str, Tensor]]:
@@ -259,13 +259,12 @@ class DeltaHead(MaskHead, nn.Module):
 
             return reader
 
+        layers = layers_of(self.head_config.unet)
         hooks: dict[str, Callable[..., Any]] = {
-            name: self.changes[layer_key(name)]
-            for name in layers_of(self.head_config.unet)
-            if layer_key(name) in self.changes
+            name: self.changes[layer_key(name)] for name in layers if layer_key(name) in self.changes
         }
         for block in self.head_config.tap_specs:
-            transformer = f"{ldm_name(block)}.transformer_blocks.0"
+            transformer = _last_block(layers, block)
             hooks[f"{transformer}.norm2 before"] = read(block)
             hooks[f"{transformer}.attn2"] = functools.partial(
                 _added, self.additions[layer_key(block)], seen, block, taps
@@ -299,6 +298,14 @@ def ldm_name(block: str) -> str:
     """ "input.8" to the name of its spatial transformer."""
     stage, _, index = block.partition(".")
     return "middle_block.1" if stage == "middle" else f"{stage}_blocks.{index}.1"
+
+
+def _last_block(layers: Layers, block: str) -> str:
+    """The name of the last transformer block of a spatial transformer: attn3 stands there."""
+    name, depth = f"{ldm_name(block)}.transformer_blocks", 1
+    while f"{name}.{depth}.norm2" in layers:
+        depth += 1
+    return f"{name}.{depth - 1}"
 
 
 def layer_key(name: str) -> str:

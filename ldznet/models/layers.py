@@ -199,15 +199,19 @@ class SpatialTransformer(nn.Module):
         tap_dim: int | None = None,
         tap_grid: Size = (1, 1),
         operations: Any = nn,
+        depth: int = 1,
     ) -> None:
+        """`depth`: how many transformer blocks there are; the last one reads the tap."""
         super().__init__()
         ops = operations
         self.norm = ops.GroupNorm(NUM_GROUPS, channels, eps=1e-6)
         self.proj_in = ops.Conv2d(channels, channels, 1)
         if tap_dim is not None:
             self.attentionpool2D = AttentionPool2d(tap_grid, tap_dim, heads, ops)
-        block = BasicTransformerBlock(channels, heads, context_dim, tap_dim, ops)
-        self.transformer_blocks = nn.ModuleList([block])
+        taps = [*[None] * (depth - 1), tap_dim]
+        self.transformer_blocks = nn.ModuleList(
+            BasicTransformerBlock(channels, heads, context_dim, tap, ops) for tap in taps
+        )
         self.proj_out = ops.Conv2d(channels, channels, 1)
 
     def forward(
@@ -215,5 +219,7 @@ class SpatialTransformer(nn.Module):
     ) -> Float[Tensor, "b c h w"]:
         pooled = None if tap is None else self.attentionpool2D(tap)
         h = rearrange(self.proj_in(self.norm(x)), "b c h w -> b (h w) c")
-        h = self.transformer_blocks[0](h, context, pooled)
+        for block in self.transformer_blocks[:-1]:
+            h = block(h, context)
+        h = self.transformer_blocks[-1](h, context, pooled)
         return x + self.proj_out(rearrange(h, "b (h w) c -> b c h w", h=x.shape[2]))

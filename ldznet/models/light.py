@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..config import HeadConfig
 from ..contracts import Taps
-from ..shapes import Float, Int, Size, tap_size
+from ..shapes import PIXELS_PER_LATENT, Float, Int, Size, tap_size
 from .checking import require_inputs
 from .layers import NUM_GROUPS, SpatialTransformer
 from .maskhead import MaskHead
@@ -95,7 +95,16 @@ class LightHead(MaskHead, nn.Module):
     ) -> tuple[Float[Tensor, "b 1 8*h 8*w"], Float[Tensor, " b"] | None]:
         """Mask logits and presence logits (None for a head without that output); `timesteps` are those of no layer."""
         require_inputs(self.head_config, latents, taps)
-        return self.read(self.features(latents, timesteps, context, taps))
+        logits, presence = self.read(self.features(latents, timesteps, context, taps))
+        height, width = (PIXELS_PER_LATENT * side for side in latents.shape[2:])
+        return logits[..., :height, :width], presence  # latents of uneven sides have a cell in part
+
+    def read(self, features: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b 1 H W"], Float[Tensor, " b"] | None]:
+        """As `MaskHead.read`, brought to pixels where the finer map is coarser than the latents."""
+        logits, presence = super().read(features)
+        if self.fine > 1:
+            logits = F.interpolate(logits, scale_factor=self.fine, mode="bilinear", align_corners=False)
+        return logits, presence
 
     def features(
         self,

@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import HeadConfig
-from ..contracts import FAMILIES, Captured, Host, Taps
+from ..contracts import FAMILIES, AttentionHost, Captured, Conditioning, Host, Taps
 from ..errors import HostError, InputError
 from ..images import require_finite, resize
 from ..phrases import fill
 from ..schedule import seeded_noise
 from ..shapes import PIXELS_PER_LATENT, Float, Int, tap_size
+from ..taps import reading
 
 SELF = TypeVar("SELF", bound="TrainedHead")
 
@@ -70,8 +71,8 @@ class TrainedHead:
         config = self.head_config
         inputs = pixels if config.takes_pixels else latents
         assert inputs is not None
-        context = host.encode_text([fill(config.template, phrase) for phrase in phrases])
-        pairs = context.repeat(len(inputs), 1, 1)  # all phrases of the first picture, then of the next
+        text = conditioned(host, [fill(config.template, phrase) for phrase in phrases])
+        pairs = text.repeated(len(inputs))  # all phrases of the first picture, then of the next
         taps: Taps = {}
         if config.tap_specs:
             assert latents is not None
@@ -82,24 +83,44 @@ class TrainedHead:
         return logits.unflatten(0, (len(inputs), -1)), scores.unflatten(0, (len(inputs), -1))
 
     def masks_over(
-        self, host: Host, rows: Float[Tensor, "n c h w"], context: Float[Tensor, "n m d"], taps: Taps
+        self, host: Host, rows: Float[Tensor, "n c h w"], text: Conditioning, taps: Taps
     ) -> tuple[Float[Tensor, "n 1 H W"], Float[Tensor, " n"] | None]:
         """`masks_and_presence` of latents (pixels, where the head takes those) at timestep 0, with all that it reads
         where the network is."""
         rows, read = self._placed(rows), {block: self._placed(tap) for block, tap in taps.items()}
         zeros = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
-        return self.masks_and_presence(rows, zeros, self._placed(context), read)
+        return self.masks_and_presence(rows, zeros, self._placed(text.context), read)
 
-    def extracted(self, host: Host, latents: Tensor, context: Tensor, timestep: int, seed: int) -> Taps:
-        """Taps of a pass for each picture and phrase: `context` has the phrases of the first picture, then the next."""
-        clean = latents.to(host.dtype).repeat_interleave(len(context) // len(latents), dim=0)
+    def extracted(self, host: Host, latents: Tensor, text: Conditioning, timestep: int, seed: int) -> Taps:
+        """Taps of a pass for each picture and phrase: `text` has the phrases of the first picture, then the next."""
+        clean = latents.to(host.dtype).repeat_interleave(len(text.context) // len(latents), dim=0)
         noise = seeded_noise((1, *clean.shape[1:]), seed).to(clean).expand_as(clean)
         timesteps = torch.full((len(clean),), timestep, dtype=torch.int64, device=clean.device)
         noisy = host.add_noise(clean, noise, timesteps)
-        return host.extract(noisy, timesteps, context, list(self.head_config.tap_specs))
+        return taps_of(host, noisy, timesteps, text, list(self.head_config.tap_specs))
 
     def _placed(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.example)
+
+
+def conditioned(host: Host, texts: Sequence[str]) -> Conditioning:
+    """The context of each text, and all else that the host's UNet needs with it."""
+    if isinstance(host, AttentionHost) and host.family == "sdxl":
+        return host.condition(texts)
+    return Conditioning(host.encode_text(texts))
+
+
+def taps_of(
+    host: Host,
+    noisy: Float[Tensor, "n c h w"],
+    timesteps: Int[Tensor, " n"],
+    text: Conditioning,
+    blocks: Sequence[str],
+) -> Taps:
+    """As `Host.extract`, of a UNet that needs more than a context too."""
+    if isinstance(host, AttentionHost) and text.extras:
+        return host.observe(noisy, timesteps, text, lambda unet: reading(unet, blocks))
+    return host.extract(noisy, timesteps, text.context, blocks)
 
 
 @dataclass(frozen=True)

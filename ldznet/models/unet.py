@@ -38,10 +38,9 @@ class UNet(nn.Module):
             operations.Linear(width, width * 4), nn.SiLU(), operations.Linear(width * 4, width * 4)
         )
         self.input_blocks, skips = self._down()
-        channels = skips[-1]
-        self.middle_block = nn.ModuleList(
-            [self._res(channels, channels), self._transformer("middle.0", channels), self._res(channels, channels)]
-        )
+        channels, last = skips[-1], len(config.channel_mult) - 1
+        attention = self._transformer("middle.0", channels, last)
+        self.middle_block = nn.ModuleList([self._res(channels, channels), attention, self._res(channels, channels)])
         self.output_blocks = self._up(channels, skips)
         self.out = nn.Sequential(
             operations.GroupNorm(NUM_GROUPS, width),
@@ -52,13 +51,12 @@ class UNet(nn.Module):
     def _res(self, channels: int, out_channels: int) -> ResBlock:
         return ResBlock(channels, self.config.model_channels * 4, out_channels, self._ops)
 
-    def _transformer(self, block: str, channels: int) -> SpatialTransformer:
-        heads, context_dim = self.config.num_heads, self.config.context_dim
+    def _transformer(self, block: str, channels: int, level: int) -> SpatialTransformer:
+        sizes, depth = (channels, self.config.num_heads, self.config.context_dim), self.config.depth(level)
         spec = self._taps.get(block)
         if spec is None:
-            return SpatialTransformer(channels, heads, context_dim, operations=self._ops)
-        grid = tap_size(self._grid, spec.stride)
-        return SpatialTransformer(channels, heads, context_dim, spec.channels, grid, self._ops)
+            return SpatialTransformer(*sizes, operations=self._ops, depth=depth)
+        return SpatialTransformer(*sizes, spec.channels, tap_size(self._grid, spec.stride), self._ops, depth)
 
     def _down(self) -> tuple[nn.ModuleList, list[int]]:
         config = self.config
@@ -70,7 +68,7 @@ class UNet(nn.Module):
                 layers: list[nn.Module] = [self._res(channels, mult * config.model_channels)]
                 channels = mult * config.model_channels
                 if 2**level in config.attention_downsampling:
-                    layers.append(self._transformer(f"input.{len(blocks)}", channels))
+                    layers.append(self._transformer(f"input.{len(blocks)}", channels, level))
                 blocks.append(nn.ModuleList(layers))
                 skips.append(channels)
             if level != len(config.channel_mult) - 1:
@@ -86,7 +84,7 @@ class UNet(nn.Module):
                 layers: list[nn.Module] = [self._res(channels + skips.pop(), mult * config.model_channels)]
                 channels = mult * config.model_channels
                 if 2**level in config.attention_downsampling:
-                    layers.append(self._transformer(f"output.{len(blocks)}", channels))
+                    layers.append(self._transformer(f"output.{len(blocks)}", channels, level))
                 if level and i == config.num_res_blocks:
                     layers.append(Upsample(channels, self._ops))
                 blocks.append(nn.ModuleList(layers))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import HeadConfig
-from ..contracts import Host, Taps
-from ..data.cache import Cache, contexts_of, latents_of
+from ..contracts import Conditioning, Host, Taps
+from ..data.cache import Cache, latents_of, texts_of
 from ..errors import InputError
 from ..models import DeltaHead, Network, TrainedHead
+from ..models.trained import taps_of
 from ..phrases import ARTICLES, fill
 from .engine import channels_last
 
@@ -66,20 +67,21 @@ class Segmenting(nn.Module):
         masks: Tensor,
         words: Tensor,
         kept: Tensor | None = None,
+        extras: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        features = self._features(latents, context, taps, kept).float()
+        features = self._features(latents, Conditioning(context, extras or {}), taps, kept).float()
         with torch.autocast(latents.device.type, enabled=False):
             return self._loss(features, masks, words)
 
-    def _features(self, latents: Tensor, context: Tensor, taps: Taps, kept: Tensor | None) -> Tensor:
+    def _features(self, latents: Tensor, text: Conditioning, taps: Taps, kept: Tensor | None) -> Tensor:
         head = self.head
         if not isinstance(head, DeltaHead):
             zeros = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
-            return head.features(latents, zeros, context, taps, kept)
+            return head.features(latents, zeros, text.context, taps, kept)
         if kept is not None:
             latents = latents * kept[:, 0, None, None, None]
             taps = {block: tap * kept[:, 1, None, None, None] for block, tap in taps.items()}
-        return head.features_over(self._host, latents, context, lambda unet: self._changing(head, unet, taps))
+        return head.features_over(self._host, latents, text, lambda unet: self._changing(head, unet, taps))
 
     @contextlib.contextmanager
     def _changing(self, head: DeltaHead, unet: nn.Module, taps: Taps) -> Iterator[dict[str, Tensor]]:
@@ -94,6 +96,7 @@ class Segmenting(nn.Module):
 
     def _loss(self, features: Tensor, masks: Tensor, words: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         logits, presence = self.head.read(features)
+        words = F.adaptive_avg_pool2d(words, features.shape[2:])  # of the head's own cells
         present = (masks.amax(dim=(1, 2, 3)) > 0).float()
         pixels = F.binary_cross_entropy_with_logits(logits, masks)
         dice = (soft_dice(logits, masks) * present).sum() / present.sum().clamp(min=1)
@@ -125,7 +128,7 @@ def content_words(phrase: str) -> list[str]:
 
 
 class HeadTask:
-    """Batches of (latents, context, taps, mask, word maps, kept), all of them where the host is.
+    """Batches of (latents, context, taps, mask, word maps, kept, what else the text gives), all where the host is.
 
     Contexts of all phrases are encoded once, into files of `folder` where there is one, taps at every step. `unnamed`
     words are in no phrase that is asked for. A `blind` head never has its taps. `absent_share` of the phrases are not
@@ -153,7 +156,7 @@ class HeadTask:
         self.size = caches[0].images.shape[1:3]
         self._describe(caches, frozenset(unnamed))
         self.module = channels_last(Segmenting(head, len(self.columns), host))
-        self.context = contexts_of(host, [fill(self.config.template, phrase) for phrase in self.rows], folder)
+        self.text = texts_of(host, [fill(self.config.template, phrase) for phrase in self.rows], folder)
 
     def _describe(self, caches: Sequence[Cache], unnamed: frozenset[str]) -> None:
         """Tables of every image's phrases: their planes, their chances, their texts; and of its absent ones."""
@@ -200,22 +203,31 @@ class HeadTask:
         index = self.usable[torch.randint(len(self.usable), (size,), generator=generator)]
         self.module.close()
         texts, planes, present = self._phrases(index, generator)
-        context = self.context[texts.to(self.context.device)].to(self.device, torch.float32)
+        text = self._text(texts)
         masks = self._masks(planes) * present.to(self.device)[:, None, None]
         latents = self.latents[index.to(self.device)].float()
-        masks = self._taught(masks[:, None], latents, context, generator)
-        taps = self._taps(latents, context, generator)
+        masks = self._taught(masks[:, None], latents, text, generator)
+        taps = self._taps(latents, text, generator)
         return (
             latents.contiguous(memory_format=torch.channels_last),
-            context,
+            text.context,
             taps,
             masks,
             self._word_maps(index),
             self._kept(size, generator).to(self.device),
+            dict(text.extras),
         )
 
     def loss(self, module: nn.Module, batch: tuple) -> tuple[Tensor, dict[str, Tensor]]:
         return module(*batch)
+
+    def _text(self, rows: Tensor) -> Conditioning:
+        """Some rows, in float32 on the device."""
+
+        def chosen(of_all: Tensor) -> Tensor:
+            return of_all[rows.to(of_all.device)].to(self.device, torch.float32)
+
+        return Conditioning(chosen(self.text.context), {name: chosen(e) for name, e in self.text.extras.items()})
 
     def _phrases(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """A text for each image, its plane, and whether it is there; an absent one with probability `absent_share`."""
@@ -257,17 +269,17 @@ class HeadTask:
         return kept
 
     @torch.no_grad()
-    def _taught(self, masks: Tensor, latents: Tensor, context: Tensor, generator: torch.Generator) -> Tensor:
+    def _taught(self, masks: Tensor, latents: Tensor, text: Conditioning, generator: torch.Generator) -> Tensor:
         """Masks b 1 h w with the teacher's share in them; those of absent phrases stay empty."""
         if self.teacher is None:
             return masks
-        taps = self._taps(latents, context, generator, self.teacher.head_config)
-        soft = self.teacher.masks_over(self.host, latents, context, taps)[0].float().sigmoid()
+        taps = self._taps(latents, text, generator, self.teacher.head_config)
+        soft = self.teacher.masks_over(self.host, latents, text, taps)[0].float().sigmoid()
         present = masks.amax(dim=(1, 2, 3), keepdim=True) > 0
         return torch.where(present, torch.lerp(masks, soft, TAUGHT), masks)
 
     def _taps(
-        self, latents: Tensor, context: Tensor, generator: torch.Generator, config: HeadConfig | None = None
+        self, latents: Tensor, text: Conditioning, generator: torch.Generator, config: HeadConfig | None = None
     ) -> dict[str, Tensor]:
         """Those that a head of `config`, or the one that is trained, reads."""
         config = config or self.config
@@ -277,7 +289,7 @@ class HeadTask:
         low, high = config.timestep_range
         timesteps = torch.randint(low, high + 1, (len(latents),), generator=generator)
         noise = torch.randn(latents.shape, generator=generator).to(latents)
-        taps = self.host.extract(self.host.add_noise(latents, noise, timesteps), timesteps, context, blocks)
+        taps = taps_of(self.host, self.host.add_noise(latents, noise, timesteps), timesteps, text, blocks)
         return {block: tap.float() for block, tap in taps.items()}
 
 

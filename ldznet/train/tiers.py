@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoints import save_head
-from ..config import PUBLISHED_BLOCKS, HeadConfig, UNetConfig, unet_like
+from ..config import PUBLISHED_BLOCKS, HeadConfig, UNetConfig
 from ..contracts import Host
 from ..data.cache import Cache
 from ..errors import InputError
@@ -29,42 +29,49 @@ from .negatives import with_absent
 from .recipe import commit, part_of, seeded
 
 TIERS = {"light": "a decoder over latents and taps", "one": "one pass of the UNet", "two": "taps, then a second pass"}
-RANK = 32
+RANK, RANKS = 32, {"sdxl": 16}  # the latter by family
 LIGHT_WIDTH = 96
 ATTN3_WIDTH = 256
 MASK_CHANNELS = (64, 32, 16)
+BLOCKS = {  # whose taps *two* reads; the published ones elsewhere
+    "tiny": world.LIGHT_BLOCKS,
+    "sdxl": ("input.7", "input.8", "middle.0", "output.0", "output.1", "output.2"),
+}
 ABSENT_SHARE = 0.2
 RECIPE = TrainConfig(20_000, 64, 5e-4, ema=0.999, graphs=False)
 
 
-def tier_config(tier: str, host: Host, side: int, rank: int = RANK) -> HeadConfig:
-    """The head of `tier` over `host` for pictures of `side` pixels. Raises InputError for what there is not.
+def tier_config(tier: str, family: str, unet: UNetConfig, side: int, rank: int | None = None) -> HeadConfig:
+    """The head of `tier` over a `unet` of a `family` for pictures of `side` pixels. Raises InputError for what there is
+    not.
 
-    `rank` is that of the changes to the linear layers of the UNet's transformers; other matrices keep their weights.
+    `rank`, the recipe's if None, is that of the changes to the linear layers of the UNet's transformers; other matrices
+    keep their weights.
     """
     if tier not in TIERS:
         raise InputError(f"Expected a tier of {', '.join(TIERS)}, got {tier!r}.")
-    host_unet = unet_like(host.specs, host.context_dim)
-    config = world.head_config("light") if host.family == "tiny" else HeadConfig(mask_channels=MASK_CHANNELS)
+    config = world.head_config("light") if family == "tiny" else HeadConfig(mask_channels=MASK_CHANNELS)
     config = dataclasses.replace(
         config,
         has_presence=True,
-        host_unet=host_unet,
-        unet=dataclasses.replace(host_unet, out_channels=1),
+        host_unet=unet,
+        unet=dataclasses.replace(unet, out_channels=1),
         latent_grid=(side // config.pixels_per_latent,) * 2,
     )
     if side % config.size_multiple:
         raise InputError(f"Expected a size in multiples of {config.size_multiple} pixels, got {side}.")
     if tier == "light":
         narrow = dataclasses.replace(config.unet, model_channels=LIGHT_WIDTH)
-        return dataclasses.replace(config, network="light", unet=narrow, blocks=_spread(host_unet))
-    names = matrices_of(config.unet)
+        finest = min(unet.attention_downsampling)  # SDXL has no attention at full size, and latents four times as many
+        strides = (finest, 2 * finest)
+        return dataclasses.replace(config, network="light", unet=narrow, blocks=_spread(unet), strides=strides)
+    names, rank = matrices_of(config.unet), rank or RANKS.get(family, RANK)
     return dataclasses.replace(
         config,
         network="delta",
-        blocks=() if tier == "one" else world.LIGHT_BLOCKS if host.family == "tiny" else PUBLISHED_BLOCKS,
+        blocks=() if tier == "one" else BLOCKS.get(family, PUBLISHED_BLOCKS),
         ranks=tuple(rank if ".transformer_blocks." in name else 0 for name in names),
-        attn3_width=min(ATTN3_WIDTH, host_unet.model_channels),
+        attn3_width=min(ATTN3_WIDTH, unet.model_channels),
     )
 
 

@@ -107,8 +107,8 @@ def test_captured_taps_spare_the_first_pass(host: TinyHost, whole: Path) -> None
     head = load_head(whole)
     latents = host.encode_image(torch.zeros(1, 3, 128, 128))
     given = {"timestep": 200, "seed": 0}
-    context = host.encode_text(PHRASES[:1])
-    taps = CapturedTaps(head.extracted(host, latents, context, 200, 0))
+    text = Conditioning(host.encode_text(PHRASES[:1]))
+    taps = CapturedTaps(head.extracted(host, latents, text, 200, 0))
     passes = 0
 
     def count(module: Any, args: Any) -> None:
@@ -178,11 +178,10 @@ def test_its_conditioning_is_the_phrase(host: TinyHost, whole: Path) -> None:
     head = load_head(whole)
     assert isinstance(head, DeltaHead)
     latents = host.encode_image(torch.zeros(1, 3, 128, 128))
-    context, other = host.encode_text(PHRASES).split(1)
-    taps = head.extracted(host, latents, context, 200, 0)
-    first, second = (head.masks_over(host, latents, text, taps)[0] for text in (context, other))
+    text, other = map(Conditioning, host.encode_text(PHRASES).split(1))
+    taps = head.extracted(host, latents, text, 200, 0)
+    first, second = (head.masks_over(host, latents, given, taps)[0] for given in (text, other))
     assert (first - second).abs().max() > 0.1
-    assert Conditioning(context).extras == {}
 
 
 class TestShrink:

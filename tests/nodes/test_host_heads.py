@@ -13,10 +13,13 @@ import torch
 from checkpoints import making
 from comfyui import graphs, host
 
+from ldznet import Predictor
 from ldznet.checkpoints import save_head, save_tensors
 from ldznet.checkpoints.load import EMBEDDED
 from ldznet.config import HeadConfig, UNetConfig
+from ldznet.hosts.tiny import TinyHost
 from ldznet.models import build_head
+from ldznet.train.tiers import TIERS, tier_config
 
 pytestmark = pytest.mark.host
 
@@ -25,6 +28,7 @@ PIXELS = HeadConfig(
     unet=UNetConfig(**{**making.NARROW, "context_dim": 64, "in_channels": 3, "out_channels": 1}),
     latent_grid=(16, 16),
 )
+SCALE = 0.18215
 SD1 = {
     "model.diffusion_model.input_blocks.0.0.weight": (32, 4, 3, 3),
     "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (32, 768),
@@ -111,6 +115,34 @@ def test_a_wrong_head_gives_one_sentence(server: host.Server, kind: str, graph: 
     assert re.search(WRONG[kind][1], failed), failed
     assert "\n" not in failed
     require_well(server)
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_a_head_trained_elsewhere_gives_the_same_masks(server: host.Server, tier: str) -> None:
+    """As the library's own on the same latents; the UNet has no hook afterwards, and samples the same picture."""
+    own = TinyHost.load()
+    head = build_head(tier_config(tier, "tiny", own.models.unet.config, 128, rank=4))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in head.parameters():
+        parameter.data += torch.randn(parameter.shape, generator=generator) * 0.02
+    folder, name = server.base / "models" / "ldznet", f"{tier}.safetensors"
+    folder.mkdir(exist_ok=True)
+    save_head(head, folder / name, {}, torch.float32)
+    prompt = by_text(name)
+    prompt["state"] = graphs.node("ProbeState", model=["world", 0], after=["segment", 0])
+    prompt |= {"maps": graphs.save(["segment", 2], "maps"), "state of it": graphs.save(["state", 0], "state")}
+    prompt["latents"] = graphs.save(["latent", 0], "latents")
+    failed = host.error_of(server.run(prompt))
+    assert failed is None, failed
+    predictor = Predictor(own, head.eval())
+    predictor.set_latents(server.saved("latents")[0]["samples"] * SCALE)
+    expected, found = predictor.predict(["a red star", "grass"]), server.saved("maps")[0]
+    assert (found["probabilities"] - expected.probabilities).abs().max() < 1e-3
+    assert expected.probabilities.std() > 0.01
+    assert server.saved("state")[0].endswith(" 0 hooks")
+    again = {**graphs.sampled(steps=2), "latents": graphs.save(["latent", 0], "again")}
+    assert host.error_of(server.run(again)) is None
+    assert torch.equal(server.saved("again")[0]["samples"], server.saved("latents")[0]["samples"])
 
 
 def test_a_missing_head_is_named_before_anything_runs(server: host.Server) -> None:

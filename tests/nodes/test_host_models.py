@@ -9,11 +9,22 @@ import pytest
 import torch
 from comfyui import graphs, host
 
+from ldznet.checkpoints.load import WEIGHTS
+from ldznet.checkpoints.shrink import shrink
+
 pytestmark = pytest.mark.host
 
 PROMPT = "a photo of a red star on grass"  # of graphs.base()
-HEADS = {"tiny": "tiny (embedded)", "attention": "attention (no download)"}
+HEADS = {"tiny": "tiny (embedded)", "attention": "attention (no download)", "delta": "delta.safetensors"}
 FREE_U = {"b1": 1.3, "b2": 1.4, "s1": 0.9, "s2": 0.2}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def delta(server: host.Server) -> None:
+    """*tiny* as changes of the loaded UNet, in the server's models/ldznet."""
+    folder = server.base / "models" / "ldznet"
+    folder.mkdir(exist_ok=True)
+    shrink(WEIGHTS / "ldznet.safetensors", folder / HEADS["delta"], WEIGHTS / "unet.safetensors", rank=16, force=True)
 
 
 def probe(kind: str) -> dict[str, Any]:

@@ -119,20 +119,20 @@ def test_a_quarter_of_the_rows_lacks_latents_and_another_taps(
 @pytest.mark.parametrize("network", ["znet", "ldznet", "light"])
 def test_a_batch_is_what_the_predictor_gives(network: str, host: TinyHost, cache: Cache) -> None:
     task = HeadTask(head(network), host, cache)
-    latents, context, taps, masks, words, kept = task.batch(0, 6, generator())
+    latents, context, taps, masks, words, kept, _ = task.batch(0, 6, generator())
     assert latents.shape == (6, 4, SIZE // 8, SIZE // 8)
     assert masks.shape == (6, 1, SIZE, SIZE)
     assert set(masks.unique().tolist()) <= {0, 1}
     assert list(taps) == list(task.config.tap_specs)
     texts = [fill(task.config.template, phrase) for phrase in task.rows]
-    torch.testing.assert_close(task.context, host.encode_text(texts), atol=1e-5, rtol=0)
+    torch.testing.assert_close(task.text.context, host.encode_text(texts), atol=1e-5, rtol=0)
     assert context.shape == (6, 77, 64)
     assert all(task.module(latents, context, taps, masks, words, kept)[0].isfinite().flatten())
 
 
 def test_the_reading_of_words_disturbs_no_head_at_the_start(host: TinyHost, cache: Cache) -> None:
     task = HeadTask(head("znet"), host, cache)
-    latents, context, taps, masks, words, kept = task.batch(0, 2, generator())
+    latents, context, taps, masks, words, kept, _ = task.batch(0, 2, generator())
     gradients = []
     for said in (words, 1 - words):
         task.module.zero_grad()
@@ -252,14 +252,14 @@ def test_the_loss_by_hand() -> None:
     words = torch.ones(2, 3, 1, 1)  # of three words, each everywhere
     module = Segmenting(Fixed(logits, None), 3, None)  # no host is asked
     nn.init.zeros_(module.words.bias)
-    loss, figures = module(latents, latents, {}, masks, words)
+    loss, figures = module(latents, latents[..., 0], {}, masks, words)
     pixels = (BIG + 4 * np.log(2)) / 8
     assert figures["pixels"].item() == pytest.approx(pixels, abs=1e-5)
     assert figures["dice"].item() == pytest.approx(1 / 4, abs=1e-5)  # of the present phrase alone
     assert figures["words"].item() == pytest.approx(3 * np.log(2), abs=1e-5)  # features of zeros know nothing
     assert loss.item() == pytest.approx(pixels + DICE_WEIGHT / 4 + WORDS_WEIGHT * 3 * np.log(2), abs=1e-5)
     module.head.answer = logits, torch.zeros(2)
-    with_presence, figures = module(latents, latents, {}, masks, words)
+    with_presence, figures = module(latents, latents[..., 0], {}, masks, words)
     assert figures["presence"].item() == pytest.approx(np.log(2), abs=1e-6)
     assert (with_presence - loss).item() == pytest.approx(PRESENCE_WEIGHT * np.log(2), abs=1e-5)
 

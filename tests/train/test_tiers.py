@@ -10,22 +10,24 @@ from typing import Any
 
 import pytest
 import torch
+from attention import unets
 from hosts import small
 from safetensors import safe_open
 
-from ldznet import Predictor, load_head, tinyworld
+from ldznet import Predictor, load_head, open_host, tinyworld
 from ldznet.checkpoints.load import meta_head
 from ldznet.cli import train_head as command
-from ldznet.config import UNetConfig, unet_like
-from ldznet.contracts import Conditioning, Host
+from ldznet.config import HeadConfig, UNetConfig
 from ldznet.data import TinyWorldDataset
-from ldznet.data.cache import Cache, add_latents, contexts_of, draw
+from ldznet.data.cache import Cache, add_latents, draw, texts_of
 from ldznet.errors import HostError, InputError
+from ldznet.hosts import hf_diffusers
 from ldznet.hosts.tiny import TinyHost
-from ldznet.models import DeltaHead, LightHead
-from ldznet.models.delta import clean
+from ldznet.models import DeltaHead, LightHead, build_head
+from ldznet.models.delta import clean, layers_of
+from ldznet.models.known import unet_config
+from ldznet.models.trained import conditioned
 from ldznet.parts import OUT
-from ldznet.taps import spatial_transformers
 from ldznet.train.engine import TrainConfig
 from ldznet.train.negatives import with_absent
 from ldznet.train.tiers import Tier, tier_config
@@ -41,18 +43,17 @@ ONE_CELL = {
 """What has no say in where attention goes, since the taps of the middle block are one cell here."""
 
 
-class FullSize:
-    """A host in name."""
-
-    def __init__(self, family: str, context_dim: int) -> None:
-        self.family, self.context_dim = family, context_dim
-        self.specs = UNetConfig(context_dim=context_dim).tap_specs()
+SDXL = UNetConfig(channel_mult=(1, 2, 4), attention_downsampling=(2, 4), context_dim=2048, transformer_depth=(0, 2, 10))
+FULL_SIZE = {"sd1": UNetConfig(), "sd2": UNetConfig(context_dim=1024), "sdxl": SDXL}
 
 
-@pytest.fixture(scope="module")
-def sd(tmp_path_factory: pytest.TempPathFactory) -> Any:
+@pytest.fixture(scope="module", params=["sd1", "sdxl"])
+def sd(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A small Stable Diffusion in diffusers' classes."""
-    return small.host(tmp_path_factory.mktemp("sd"))
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "sd1":
+        return small.host(folder)
+    return open_host(unets.pipeline(folder, "sdxl"))
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +61,12 @@ def cache(sd: Any, tmp_path_factory: pytest.TempPathFactory) -> Cache:
     return add_latents(draw(TinyWorldDataset(4, size=SIDE), tmp_path_factory.mktemp("cache")), sd.encode_image)
 
 
+def config_of(name: str, host: Any) -> HeadConfig:
+    return tier_config(name, host.family, unet_config(host.unet), SIDE, rank=2)
+
+
 def tier(name: str, sd: Any, cache: Cache, folder: Path, **changes: Any) -> Tier:
-    config = tier_config(name, sd, SIDE, rank=2)
-    return Tier(config, sd, cache, dataclasses.replace(TRAINING, **changes), folder)
+    return Tier(config_of(name, sd), sd, cache, dataclasses.replace(TRAINING, **changes), folder)
 
 
 def hooks(host: Any) -> int:
@@ -70,28 +74,46 @@ def hooks(host: Any) -> int:
 
 
 @pytest.mark.parametrize(
-    ("family", "width", "name", "rank", "megabytes"),
+    ("family", "name", "rank", "megabytes"),
     [
-        ("sd1", 768, "light", 32, 5.8),
-        ("sd1", 768, "one", 32, 26.2),
-        ("sd1", 768, "two", 32, 40.9),
-        ("sd2", 1024, "two", 16, 29.2),
+        ("sd1", "light", None, 5.8),
+        ("sd1", "one", None, 26.2),
+        ("sd1", "two", 16, 29.0),
+        ("sd2", "two", None, 41.5),
+        ("sdxl", "light", None, 7.6),
+        ("sdxl", "two", None, 119.8),
     ],
 )
-def test_full_sizes(family: str, width: int, name: str, rank: int, megabytes: float) -> None:
-    host: Any = FullSize(family, width)
-    config = tier_config(name, host, 384, rank)
+def test_full_sizes(family: str, name: str, rank: int | None, megabytes: float) -> None:
+    side = 1024 if family == "sdxl" else 384
+    config = tier_config(name, family, FULL_SIZE[family], side, rank)
     assert sum(p.numel() for p in meta_head(config).parameters()) * 2 / 1e6 == pytest.approx(megabytes, abs=0.06)
-    assert (config.latent_grid, config.timestep, config.template) == ((48, 48), 400, "a photo of a {}.")
+    assert (config.latent_grid, config.timestep, config.template) == ((side // 8,) * 2, 400, "a photo of a {}.")
 
 
-def test_a_unet_is_told_by_its_taps() -> None:
-    for config in (UNetConfig(), UNetConfig(context_dim=1024), small.UNET, tinyworld.world.UNET):
-        found = unet_like(config.tap_specs(), config.context_dim)
-        assert dataclasses.replace(found, num_heads=config.num_heads) == config
-    specs = {name: spec for name, spec in UNetConfig().tap_specs().items() if spec.stride > 1}
-    with pytest.raises(InputError, match=r"the form of SD 1\.x or 2\.x, got one with taps at input\.4"):
-        unet_like(specs, 2048)
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_a_unet_is_told_by_its_layers(family: str) -> None:
+    """Of diffusers' classes: of the full one its size, of a small one its layers and taps."""
+    unet = unets.unet(family)
+    found = unet_config(unet)
+    assert found.tap_specs() == hf_diffusers.tap_specs(unet)
+    assert found.context_dim == unets.CONTEXT
+    layers = sum(shape.numel() for shapes in layers_of(found).values() for shape in shapes.values())
+    after = sum(
+        p.numel() for name, p in unet.named_parameters() if name.startswith(("conv_norm_out", "conv_out", "add_e"))
+    )
+    assert layers + after == sum(p.numel() for p in unet.parameters())
+    tiny = TinyHost.load().unet
+    assert dataclasses.replace(unet_config(tiny), num_heads=4) == tiny.config
+    unet.mid_block.resnets[0].conv1.weight.data = torch.zeros(1, 1, 3, 3)
+    with pytest.raises(InputError, match=r"differs in 1 layers, first middle_block\.0\.in_layers\.2\. Take a model"):
+        unet_config(unet)
+
+
+def test_the_published_sdxl_has_these_layers() -> None:
+    """2,567,463,684 parameters, of which 5,245,440 are of its sizes and 11,524 + 640 after the last hidden state."""
+    layers = sum(shape.numel() for shapes in layers_of(SDXL).values() for shape in shapes.values())
+    assert layers == 2_567_463_684 - 5_245_440 - 11_524 - 640
 
 
 @pytest.mark.parametrize("name", ["one", "two"])
@@ -99,7 +121,8 @@ def test_it_starts_as_the_host_s_own_unet(name: str, sd: Any, cache: Cache, tmp_
     head = tier(name, sd, cache, tmp_path).head
     assert isinstance(head, DeltaHead)
     latents = cache.latents[:1].float()
-    context = sd.encode_text(["grass"])
+    text = conditioned(sd, ["grass"])
+    assert bool(text.extras) == (sd.family == "sdxl")
     taps = {block: torch.randn(1, spec.channels, 1, 1) for block, spec in head.head_config.tap_specs.items()}
 
     @contextlib.contextmanager
@@ -109,8 +132,8 @@ def test_it_starts_as_the_host_s_own_unet(name: str, sd: Any, cache: Cache, tmp_
         yield seen
         handle.remove()
 
-    expected = sd.observe(*clean(sd, latents), Conditioning(context), plain)[OUT]
-    got = head.features_over(sd, latents, context, lambda unet: head.applied(unet, taps))
+    expected = sd.observe(*clean(sd, latents), text, plain)[OUT]
+    got = head.features_over(sd, latents, text, lambda unet: head.applied(unet, taps))
     assert torch.equal(got, expected)
 
 
@@ -121,7 +144,7 @@ def gradients(it: Tier) -> Mapping[str, torch.Tensor]:
             if name.endswith((".up", "to_out.0.weight")):
                 parameter.copy_(torch.linspace(-0.1, 0.1, parameter.numel()).view(parameter.shape))
     batch = it.task.batch(0, 2, torch.Generator().manual_seed(0))
-    loss, _ = it.task.loss(it.task.module, (*batch[:-1], torch.ones(2, 2)))
+    loss, _ = it.task.loss(it.task.module, (*batch[:-2], torch.ones(2, 2), batch[-1]))
     loss.backward()
     it.task.module.close()
     return {name: p.grad.clone() for name, p in it.head.named_parameters() if p.grad is not None}
@@ -133,7 +156,7 @@ def test_gradients_pass_the_host_also_where_it_computes_twice(sd: Any, cache: Ca
     expected = gradients(once)
     assert {name for name, _ in once.head.named_parameters()} == set(expected)
     silent = {name for name, gradient in expected.items() if gradient.abs().max() == 0}
-    assert silent == ONE_CELL
+    assert silent == (ONE_CELL if sd.family == "sd1" else set())
     assert not any(p.grad is not None or p.requires_grad for p in sd._unet.parameters())
     sd.recompute()
     try:
@@ -162,9 +185,8 @@ def loss(it: Tier) -> float:
     return found
 
 
-@pytest.mark.parametrize("name", ["light", "two"])
-def test_it_learns_and_lies_in_a_file(name: str, sd: Any, cache: Cache, tmp_path: Path) -> None:
-    seen = []
+def test_it_learns_and_lies_in_a_file(sd: Any, cache: Cache, tmp_path: Path) -> None:
+    name, seen = {"sd1": "two", "sdxl": "light"}[sd.family], []
 
     def examine(head: Any) -> dict[str, float]:
         predictor = Predictor(sd, head)
@@ -201,34 +223,31 @@ def test_a_teacher_s_masks_are_half_of_what_is_learned(sd: Any, cache: Cache, tm
             assert set(taps) == set(self.head_config.tap_specs)
             return torch.full((len(rows), 1, SIDE, SIDE), 0.8).logit(), None
 
-    teacher = Teacher(tier_config("light", sd, SIDE))
-    config = tier_config("one", sd, SIDE, rank=2)
+    teacher, config = Teacher(config_of("light", sd)), config_of("one", sd)
     plain, taught = (Tier(config, sd, cache, TRAINING, tmp_path / n, t) for n, t in (("a", None), ("b", teacher)))
     labels, masks = (it.task.batch(0, 16, torch.Generator().manual_seed(0))[3] for it in (plain, taught))
     present = labels.amax(dim=(1, 2, 3)) > 0
     assert 0 < present.sum() < 16
     torch.testing.assert_close(masks[present], labels[present] * 0.5 + 0.4)
     assert torch.equal(masks[~present], labels[~present])
+    stranger = Teacher(tier_config("light", "sd1", UNetConfig(), SIDE))
     with pytest.raises(HostError, match="context width 768, which this head was trained on, got 64"):
-        Tier(
-            config,
-            TinyHost.load(),
-            cache,
-            TRAINING,
-            tmp_path / "c",
-            Teacher(tier_config("light", FullSize("sd1", 768), SIDE)),
-        )
+        Tier(config, sd, cache, TRAINING, tmp_path / "c", stranger)
 
 
-def test_contexts_wait_in_a_file_of_their_texts(tmp_path: Path) -> None:
-    host, texts = TinyHost.load(), ["a red star", "grass", "sand"]
-    expected = contexts_of(host, texts)
-    got = contexts_of(host, texts, tmp_path, batch=2)
-    torch.testing.assert_close(got.float(), expected, atol=4e-3, rtol=1e-3)
-    (tmp_path / "contexts.npy").chmod(0o444)
-    assert torch.equal(contexts_of(host, texts, tmp_path), got)
-    other = contexts_of(host, ["a blue cat"], tmp_path)
-    torch.testing.assert_close(other.float(), host.encode_text(["a blue cat"]), atol=4e-3, rtol=1e-3)
+def test_texts_wait_in_files_of_their_own(sd: Any, tmp_path: Path) -> None:
+    texts = ["a red star", "grass", "sand"]
+    expected, got = texts_of(sd, texts), texts_of(sd, texts, tmp_path, batch=2)
+    assert set(got.extras) == set(expected.extras)
+    for one, other in zip(
+        (got.context, *got.extras.values()), (expected.context, *expected.extras.values()), strict=True
+    ):
+        torch.testing.assert_close(one.float(), other, atol=4e-3, rtol=1e-3)
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert torch.equal(texts_of(sd, texts, tmp_path).context, got.context)
+    assert written == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    other = texts_of(sd, ["a blue cat"], tmp_path).context
+    torch.testing.assert_close(other.float(), sd.encode_text(["a blue cat"]), atol=4e-3, rtol=1e-3)
 
 
 def record(*phrases: str, absent: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -277,10 +296,17 @@ def test_the_command_trains_on_a_dataset(tmp_path: Path) -> None:
         command.train(dataclasses.replace(setting, out=tmp_path / "b.safetensors", recompute=True), said.append)
 
 
-def test_hosts_of_other_forms_are_refused(sd: Any) -> None:
-    host: Host = sd
+def test_what_there_is_not_is_refused() -> None:
     with pytest.raises(InputError, match="a tier of light, one, two, got 'three'"):
-        tier_config("three", host, SIDE)
+        tier_config("three", "sd1", UNetConfig(), SIDE)
     with pytest.raises(InputError, match="multiples of 64 pixels, got 96"):
-        tier_config("one", host, 96)
-    assert len(spatial_transformers(sd._unet)) == len(sd.specs)
+        tier_config("one", "sd1", UNetConfig(), 96)
+
+
+def test_a_coarser_light_head_gives_masks_of_the_latents_size(sd: Any) -> None:
+    head = build_head(dataclasses.replace(config_of("light", sd), strides=(2, 4)))
+    taps = {block: torch.zeros(1, spec.channels, 2, 2) for block, spec in head.head_config.tap_specs.items()}
+    context = torch.zeros(1, 77, 64)
+    for size in ((8, 8), (7, 9)):
+        masks, _ = head.masks_and_presence(torch.zeros(1, 4, *size), torch.zeros(1, dtype=torch.int64), context, taps)
+        assert masks.shape[2:] == (size[0] * 8, size[1] * 8)
