@@ -47,6 +47,7 @@ JOBS: dict[str, tuple[str, ...]] = {
     "coarse-captured": ("coarse.py", "captured", "--scenes", "50"),
     "heatmap": ("heatmap.py", "--scenes", "100"),
     "usefulness": ("usefulness.py",),
+    "ranks": ("ranks.py",),
     "shrinking": ("shrinking.py", "--scenes", "60"),
     "attention-cost": ("attention_cost.py", "--model", "sd1", "--size", "512", "--pairs", "3"),
     "truncation": ("truncation.py", "--pairs", "9"),

@@ -12,7 +12,7 @@ import dataclasses
 import json
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,19 +22,22 @@ from torch import Tensor, nn
 
 from ldznet.checkpoints import load_weights
 from ldznet.checkpoints.load import WEIGHTS
-from ldznet.data import TinyWorldTest
-from ldznet.data.cache import images_to_pixels
+from ldznet.data import TinyWorldDataset, TinyWorldTest
+from ldznet.data.cache import Cache, add_latents, draw, images_to_pixels
 from ldznet.data.items import Item
 from ldznet.data.tinyworld import HELD_OUT_CATEGORIES, HELD_OUT_COLOURS
 from ldznet.evaluate.metrics import bootstrap
 from ldznet.hosts.tiny import TinyHost
 from ldznet.tinyworld import world
 from ldznet.tinyworld.namer import Namer
-from ldznet.train.recipe import seeded
+from ldznet.train.engine import Run, TrainConfig
+from ldznet.train.head import HeadTask, content_words
+from ldznet.train.recipe import part_of, seeded
 
 ROOT = Path(__file__).parents[1]
 UNTAUGHT = HELD_OUT_COLOURS | HELD_OUT_CATEGORIES  # words that labels of experiments never name
 CHOOSE, TEST = 500_000, 0  # first scenes: of those that constants are chosen on, and of those that figures are taken on
+LABELLED = 2_000_000  # first scene that labels of experiments are of
 Figure = float | Sequence[float]
 Row = Mapping[str, Figure]
 Module = TypeVar("Module", bound=nn.Module)
@@ -86,6 +89,35 @@ def with_one_each(item: Item) -> Item:
         absent=(),
         distracted=tuple(item.distracted[i] for i in rows),
     )
+
+
+def labelled(seed: int, count: int, host: TinyHost, work: Path) -> Cache:
+    """`count` photo scenes with latents that heads of a benchmark learn from, other ones for each seed, in `work`."""
+    data = TinyWorldDataset(count, start=LABELLED + seed * count, domain="photo")
+    return add_latents(draw(data, work / f"labels-{seed}"), host.encode_image)
+
+
+def trained(head: Any, host: TinyHost, cache: Cache, config: TrainConfig, folder: Path, blind: bool = False) -> Any:
+    """`head`, with what it learned over `host` from labels that never name `UNTAUGHT` words; resumes in `folder`."""
+    task = HeadTask(head, host, cache, UNTAUGHT, blind)
+    learned = Run(task, config, folder).train()
+    task.module.close()
+    head.load_state_dict(part_of(learned, "head."))
+    return head.eval().requires_grad_(False)
+
+
+def known(phrase: str) -> bool:
+    """Whether a phrase has taught words alone."""
+    return UNTAUGHT.isdisjoint(content_words(phrase))
+
+
+def kept(path: Path, setting: Mapping[str, Any], make: Callable[[], Any]) -> Any:
+    """The values in a cell's file; what `make` gives, with the setting that made it, where there is no such file."""
+    if not path.exists():
+        values = make()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({**setting, "values": values}) + "\n", encoding="utf-8")
+    return json.loads(path.read_text(encoding="utf-8"))["values"]
 
 
 def pixels_of(image: np.ndarray) -> Tensor:

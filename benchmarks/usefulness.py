@@ -11,38 +11,27 @@ docs/figures/usefulness/, the runs that made them in `--work`, where a run that 
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from helpers import TEST, UNTAUGHT, Row, drawn, mean, parser, report, untrained
+from helpers import ROOT, TEST, Row, drawn, kept, known, labelled, mean, parser, report, trained, untrained
 
-from ldznet.data import TinyWorldDataset
-from ldznet.data.cache import add_latents, draw
-from ldznet.data.tinyworld import (
-    names_held_out_category,
-    names_held_out_colour,
-)
+from ldznet.data.tinyworld import names_held_out_category, names_held_out_colour
 from ldznet.evaluate.reading import NULL, OWN, reading
 from ldznet.hosts.tiny import TinyHost
 from ldznet.models import build_head
 from ldznet.tinyworld import world
-from ldznet.train.engine import Run, TrainConfig
-from ldznet.train.head import HeadTask, content_words
+from ldznet.train.engine import TrainConfig
 from ldznet.train.recipe import seeded
 
-CELLS = Path(__file__).parent.parent / "docs/figures/usefulness"
+CELLS = ROOT / "docs/figures/usefulness"
 KINDS, SEEDS = ("taps", "no taps", "untrained taps"), (0, 1, 2)
-LABELLED = 2_000_000  # first scene that labels are of; each seed has its own
 CONFIG = dataclasses.replace(world.head_config("light"), timestep=200, timestep_range=(200, 200))
 Values = dict[str, dict[str, list[float]]]
 """By test: the IoU of each phrase, and its scene."""
-
-
-def known(phrase: str) -> bool:
-    return UNTAUGHT.isdisjoint(content_words(phrase))
 
 
 ASKED: dict[str, tuple[str, Callable[[str], bool]]] = {
@@ -62,15 +51,11 @@ def host_of(kind: str) -> TinyHost:
 def cell(kind: str, seed: int, labels: int, steps: int, scenes: int, work: Path) -> Values:
     """One head trained and asked."""
     host, folder = host_of(kind), work / f"{kind}-{seed}".replace(" ", "-")
-    data = TinyWorldDataset(labels, start=LABELLED + seed * labels, domain="photo")
-    cache = add_latents(draw(data, work / f"labels-{seed}"), host.encode_image)
     with seeded(seed):
         head = build_head(CONFIG)
     blind = kind == "no taps"
-    task = HeadTask(head, host, cache, UNTAUGHT, blind)
-    trained = Run(task, TrainConfig(steps, seed=seed, ema=0.99, save_every=100), folder).train(lambda *_: None)
-    head.load_state_dict({name[5:]: value for name, value in trained.items() if name.startswith("head.")})
-    head.eval().requires_grad_(False)
+    training = TrainConfig(steps, seed=seed, ema=0.99, save_every=100)
+    trained(head, host, labelled(seed, labels, host, work), training, folder, blind)
     found: Values = {}
     for name, (test, asked) in ASKED.items():
         items = drawn(test, scenes)
@@ -85,12 +70,9 @@ def cells(labels: int, steps: int, scenes: int, work: Path, folder: Path, seeds:
     for seed in seeds:
         for kind in KINDS:
             path = folder / f"{kind}-{seed}.json".replace(" ", "-")
-            if not path.exists():
-                values = cell(kind, seed, labels, steps, scenes, work)
-                folder.mkdir(parents=True, exist_ok=True)
-                setting = {"labels": labels, "steps": steps, "batch": 16, "scenes": scenes, "first scene": TEST}
-                path.write_text(json.dumps({**setting, "values": values}) + "\n", encoding="utf-8")
-            found[f"{kind}-{seed}"] = json.loads(path.read_text(encoding="utf-8"))["values"]
+            setting = {"labels": labels, "steps": steps, "batch": 16, "scenes": scenes, "first scene": TEST}
+            make = functools.partial(cell, kind, seed, labels, steps, scenes, work)
+            found[f"{kind}-{seed}"] = kept(path, setting, make)
     return found
 
 

@@ -115,6 +115,28 @@ def test_usefulness(run: Run, tmp_path: Path) -> None:
     assert fresh["values"]["untaught nouns"]["scene"] == [0] * len(fresh["values"]["untaught nouns"]["iou"])
 
 
+def test_ranks(run: Run, tmp_path: Path) -> None:
+    """One cell is made; those that are there are read."""
+    tests = ("things", "stuff", "untaught colours", "untaught nouns", "other renderings")
+    cells, options = tmp_path / "cells", ("--seeds", "0", "--steps", "1", "--labels", "2", "--scenes", "1")
+    options = (*options, "--cells", str(cells), "--work", str(tmp_path), "--json", str(tmp_path / "rows.json"))
+    cells.mkdir()
+    made = {"values": {test: {"iou": [0.5, 0.25], "scene": [0, 0]} for test in tests}}
+    for rank in (0, 4, 8, 16):
+        (cells / f"{rank}-0.json").write_text(json.dumps(made).replace("0.25", "0.75" if rank == 0 else "0.25"))
+    run("ranks", *options)
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert rows["whole"]["stuff"] == [0.625] * 3
+    assert rows["rank 16 - whole"]["things"] == [-0.25] * 3
+    (cells / "4-0.json").unlink()
+    with pytest.raises(ValueError, match="length"):  # another number of phrases than those that were made up
+        run("ranks", *options)
+    fresh = json.loads((cells / "4-0.json").read_text())
+    assert fresh["steps"] == 1
+    assert len(fresh["values"]["things"]["iou"]) == len(fresh["values"]["other renderings"]["iou"]) > 0
+    assert len(fresh["values"]["stuff"]["iou"]) > 0
+
+
 def test_shrinking_at_full_size(run: Run, tmp_path: Path) -> None:
     """At a tenth of it: the made-up change of rank 16 comes back, and three quarters of one do not fit into rank 4."""
     run(
