@@ -96,7 +96,7 @@ class Segmenting(nn.Module):
 
     def _loss(self, features: Tensor, masks: Tensor, words: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         logits, presence = self.head.read(features)
-        words = F.adaptive_avg_pool2d(words, features.shape[2:])  # of the head's own cells
+        words = F.adaptive_avg_pool2d(words, (features.shape[2], features.shape[3]))  # of the head's own cells
         present = (masks.amax(dim=(1, 2, 3)) > 0).float()
         pixels = F.binary_cross_entropy_with_logits(logits, masks)
         dice = (soft_dice(logits, masks) * present).sum() / present.sum().clamp(min=1)
