@@ -149,7 +149,8 @@ def joint_config(host: JointHost) -> AttentionConfig:
     """For a transformer: the blocks that were studied, or the middle third, all counting alike, and no propagation.
 
     The text encoder's rows stay as they are (several of these networks normalise them), and the picture is brought to
-    about 1024 x 1024 pixels, where these models are at home; ours, as is the recipe for what is read.
+    about 1024 x 1024 pixels, where these models are at home, or to what the model says (`latent_side`, in latent
+    pixels); ours, as is the recipe for what is read.
     """
     blocks = [Block.parse(name) for name in host.specs]
     stage = blocks[0].stage
@@ -160,7 +161,7 @@ def joint_config(host: JointHost) -> AttentionConfig:
         studied = Studied(tuple(range(depth // 3, max(1, depth - depth // 3))), depth, timestep, GUESS)
     stride = next(iter(host.specs.values())).stride
     places = tuple(f"{stride}/{stage}.{i}" for i in studied.blocks)
-    side = 1024 // host.pixels_per_latent
+    side = getattr(host, "latent_side", 1024 // host.pixels_per_latent)
     return dataclasses.replace(
         SD,
         coarse=places,

@@ -34,13 +34,13 @@ class Layout:
 
     `stages`: names of lists of blocks by the stage that their names begin with ("joint.3"); blocks that see the text
     alone, or the picture alone, are in none of them. `inner`: the block's module that attends from picture to text,
-    "" where the block has one attention for both. `patch`: the attribute that holds the side of a patch in latent
-    pixels. `multiple`: the attribute that holds what rows of text are padded to a multiple of, "" where they are not.
+    "" where the block has one attention for both. `patch`: the side of a patch in latent pixels, or the attribute that
+    holds it. `multiple`: the attribute that holds what rows of text are padded to a multiple of, "" where they are not.
     `references`: whether reference pictures may follow the picture; elsewhere a pass with them is not read.
     """
 
     stages: Mapping[str, str]
-    patch: str = "patch_size"
+    patch: str | int = "patch_size"
     inner: str = ""
     text_first: bool = True
     multiple: str = ""
@@ -56,7 +56,7 @@ class Layout:
 
     def side(self, network: Any) -> int:
         """Of a patch, in latent pixels."""
-        return int(getattr(network, self.patch))
+        return self.patch if isinstance(self.patch, int) else int(getattr(network, self.patch))
 
     def spans(self, network: Any, text: int, picture: int) -> tuple[slice, slice]:
         """Where in the sequence the rows of text and those of the picture are."""
@@ -127,9 +127,11 @@ def reading_joint(
     latent_size: Size,
     end_early: bool = True,
     choose: Callable[[Tensor], Tensor] = lambda rows: rows,
+    reader: type[Reader] | None = None,
 ) -> Iterator[Attention]:
     """As `reading_attention`, of a transformer with `layout`; the text has as many rows as the network is given.
 
+    `reader` knows where its host's attention is seen; None is ComfyUI's.
     Raises TapError, or without `end_early` leaves out, what a pass shows otherwise than `layout` says: latents of
     another size or of several frames, reference pictures where they may not be, attention that never reaches the key.
     """
@@ -138,26 +140,29 @@ def reading_joint(
     if missing:
         raise TapError(f"Expected blocks of {', '.join(known)}, got {', '.join(missing)}. Use the head's own model.")
     names = [block for block in known if block in {*cross_blocks, *self_blocks}]
-    reader = _Reader(layout, network, frozenset(self_blocks), latent_size, choose, end_early)
+    seeing = (reader or Reader)(layout, network, frozenset(self_blocks), latent_size, choose, end_early)
     found = Attention({}, {})
 
     def read(name: str, output: Any) -> None:
-        cross, own = reader.taken(name)
+        cross, own = seeing.taken(name)
         if cross is not None and name in cross_blocks:
             found.cross[name] = cross
         if own is not None and name in self_blocks:
             found.self_attention[name] = own
 
     with exclusively(network), contextlib.ExitStack() as hooks:
-        for module, hook in ((network, reader.start), *((known[name], reader.around(name)) for name in names)):
+        for module, hook in ((network, seeing.start), *((known[name], seeing.around(name)) for name in names)):
             handle = module.register_forward_pre_hook(hook, with_kwargs=True)
             hooks.callback(handle.remove)
+        hooks.enter_context(seeing.listening())
         with watching({name: known[name] for name in names}, read, end_early):
             yield found
 
 
-class _Reader:
+class Reader:
     """The state of one pass: how its text and picture lie, and what its blocks' attention showed."""
+
+    unseen = "no attention call reached transformer_options: this host may hand it on otherwise"
 
     def __init__(
         self,
@@ -175,6 +180,10 @@ class _Reader:
         self.thread = threading.get_ident()
         self.text, self.fault = 0, "the network itself did not run"
         self.maps: dict[str, tuple[Tensor, Tensor | None]] = {}
+
+    def listening(self) -> contextlib.AbstractContextManager[Any]:
+        """What must be in force while the network runs, beside the hooks: nothing in ComfyUI."""
+        return contextlib.nullcontext()
 
     def start(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         """Before the network runs: looks at its latents and its text."""
@@ -230,7 +239,7 @@ class _Reader:
         if name in self.maps:
             return self.maps.pop(name)
         if self.strict:
-            fault = self.fault or "no attention call reached transformer_options: this host may hand it on otherwise"
+            fault = self.fault or self.unseen
             raise TapError(f"Expected attention of text and picture in {name}, got none: {fault}.")
         return None, None
 

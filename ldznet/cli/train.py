@@ -49,7 +49,7 @@ def train(name: str, setting: Setting) -> Iterator[Path]:
     for stage in stages(name):
         config = dataclasses.replace(recipe.STAGES[stage], **changes)
         cache = _cache(setting, stage)
-        singles = _cache(setting, "probe") if stage == "ldm" and setting.data == "tinyworld" else None
+        singles = _cache(setting, "probe") if stage in ("ldm", "sd3") and setting.data == "tinyworld" else None
         yield from _run(
             recipe.Stage(stage, config, cache, setting.out / stage, setting.weights), singles, setting.binding
         )
@@ -65,6 +65,8 @@ def _run(stage: recipe.Stage, singles: Cache | None, binding: float) -> list[Pat
             return recipe.train_text(stage, progress)
         if stage.name == "ldm":
             return recipe.train_ldm(stage, singles, progress, binding)
+        if stage.name == "sd3":
+            return recipe.train_joint(stage, singles, progress)
         host = TinyHost.load(weights=stage.weights)
         start = load_head(stage.file("ldznet")) if stage.name == "znet" else host.models.unet
         return recipe.train_head(stage, host, start, progress)

@@ -31,7 +31,8 @@ def open_host(source: Any, *, device: Device = None, dtype: Dtype = None) -> Hos
 
     Weights go to `device` (None: the CPU) as `dtype` (None: float32 on a CPU, float16 elsewhere). A pipeline is used
     where and as it is: neither may be given. Raises InputError for a source of no known kind, HostError for a model
-    that is none of SD 1.x, SD 2.x and SDXL or a missing library, CheckpointError for a damaged or incomplete file.
+    that is none of SD 1.x, SD 2.x, SDXL and, in diffusers, SD 3 and Flux.1, or a missing library, CheckpointError for
+    a damaged or incomplete file.
     """
     if _is_path(source):
         require_no_url(source, "a model")
@@ -50,11 +51,11 @@ def _tiny(source: Any, device: Device, dtype: Dtype) -> Host:
 
 
 def _folder(source: Any, device: Device, dtype: Dtype) -> Host:
-    return _diffusers_host().from_folder(Path(source), device=device, dtype=dtype)
+    return _hf_diffusers().open_folder(Path(source), device=device, dtype=dtype)
 
 
 def _single_file(source: Any, device: Device, dtype: Dtype) -> Host:
-    return _diffusers_host().from_single_file(Path(source), device=device, dtype=dtype)
+    return _hf_diffusers().DiffusersHost.from_single_file(Path(source), device=device, dtype=dtype)
 
 
 def _pipeline(source: Any, device: Device, dtype: Dtype) -> Host:
@@ -62,7 +63,7 @@ def _pipeline(source: Any, device: Device, dtype: Dtype) -> Host:
         raise InputError(
             "Expected no device and no dtype with a loaded pipeline, got one: call pipeline.to(…) instead."
         )
-    return _diffusers_host().from_pipeline(source)
+    return _hf_diffusers().open_pipeline(source)
 
 
 def _webui(source: Any, device: Device, dtype: Dtype) -> Host:
@@ -73,15 +74,15 @@ def _webui(source: Any, device: Device, dtype: Dtype) -> Host:
     return open_webui(source)
 
 
-def _diffusers_host() -> Any:
+def _hf_diffusers() -> Any:
     try:
-        from .hf_diffusers import DiffusersHost
+        from . import hf_diffusers
     except ImportError as error:
         install = 'pip install "ldznet[diffusers]"'
         raise HostError(
             f"Expected diffusers and transformers, which this host runs on, got: {error}. {install}"
         ) from error
-    return DiffusersHost
+    return hf_diffusers
 
 
 def _is_path(source: Any) -> bool:

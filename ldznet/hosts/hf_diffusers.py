@@ -1,4 +1,5 @@
-"""Stable Diffusion through diffusers: 1.x, 2.x and SDXL from a folder, a file or a loaded pipeline. Nothing is fetched.
+"""Models of diffusers: SD 1.x, 2.x and SDXL from a folder, a file or a loaded pipeline, SD 3 and Flux.1 from a folder
+or a pipeline. Nothing is fetched.
 
 The one file that imports diffusers and transformers; `open_host` imports it when a source needs it.
 """
@@ -12,26 +13,98 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 
 from .. import schedule
 from ..clip_bpe import Tokenizer
-from ..contracts import Block, Conditioning, Observer, T, Taps, TapSpec
-from ..errors import HostError, InputError
+from ..contracts import Block, Conditioning, Host, Observer, T, Taps, TapSpec
+from ..errors import CheckpointError, HostError, InputError, cause
 from ..schedule import NUM_TIMESTEPS, alphas_cumprod
 from ..shapes import PIXELS_PER_LATENT, Float, Int
 from ..taps import extract_taps, spatial_transformers
 from . import single_file
 from .encoders import OneEncoder, Texts, TwoEncoders, Words, added, evaluating
 from .families import INPAINTING_CHANNELS, family_of, inpainting_part, no_host, require_epsilon
+from .hf_diffusers_joint import Encoder, Form, JointDiffusersHost, form_of
 from .loading import fill, fill_text_encoder, placed, pretrained, read_json, ready, renamed
 
 CONFIGURATIONS = Path(__file__).parent  # sd1, sd2 and sdxl: what a single file lacks
 
+TRANSFORMERS: dict[str, Any] = {  # by the family of the transformer, its class, and those of its encoders
+    "sd3": (SD3Transformer2DModel, (CLIPTextModelWithProjection, CLIPTextModelWithProjection, T5EncoderModel)),
+    "flux": (FluxTransformer2DModel, (CLIPTextModel, T5EncoderModel)),
+}
+
 Device = torch.device | str | None
+
+
+def open_folder(folder: Path, *, device: Device = None, dtype: torch.dtype | None = None) -> Host:
+    """The host of a folder as `save_pretrained` writes it. Raises HostError and CheckpointError."""
+    if (folder / "transformer").is_dir():
+        return _joint_folder(folder, *placed(device, dtype))
+    return DiffusersHost.from_folder(folder, device=device, dtype=dtype)
+
+
+def open_pipeline(pipeline: Any) -> Host:
+    """The host of a loaded pipeline, with its own tokenizers, where its modules run now. Raises HostError."""
+    if getattr(pipeline, "transformer", None) is None:
+        return DiffusersHost.from_pipeline(pipeline)
+    network = getattr(pipeline.transformer, "_orig_mod", pipeline.transformer)
+    form = form_of(type(network).__name__, network.config)
+    encoders = [
+        _joint_encoder(getattr(pipeline, name), getattr(pipeline, _tokenizer(name)))
+        for name in _present(form, lambda part: getattr(pipeline, part, None) is not None)
+    ]
+    device = getattr(pipeline, "_execution_device", None)  # an offloaded pipeline waits elsewhere
+    return JointDiffusersHost(network, pipeline.vae, encoders, pipeline.scheduler.config, device)
+
+
+def _joint_folder(folder: Path, device: torch.device, dtype: torch.dtype) -> JointDiffusersHost:
+    config = read_json(folder / "transformer" / "config.json")
+    form = form_of(str(config.get("_class_name")), config)  # before any weights are read
+    kind, kinds = TRANSFORMERS[form.family]
+    names = _present(form, lambda part: (folder / part).is_dir())
+    words = [_joint_tokenizer(folder / _tokenizer(name), kinds[form.encoders.index(name)]) for name in names]
+    models = [pretrained(kinds[form.encoders.index(name)], folder / name) for name in names]
+    encoders = [_joint_encoder(ready(m, device, dtype), t) for m, t in zip(models, words, strict=True)]
+    network, vae = pretrained(kind, folder / "transformer"), pretrained(AutoencoderKL, folder / "vae")
+    schedule = read_json(folder / "scheduler" / "scheduler_config.json")
+    return JointDiffusersHost(ready(network, device, dtype), ready(vae, device, dtype), encoders, schedule)
+
+
+def _present(form: Form, has: Callable[[str], bool]) -> list[str]:
+    """The encoders of a form that are there. Raises HostError where one is missing that may not be."""
+    names = [name for name in form.encoders if has(name) and has(_tokenizer(name))]
+    needed = form.encoders[:-1] if form.t5_may_miss else form.encoders
+    for part in (*needed, "vae"):
+        if part not in (*names, "vae") or not has(part):
+            raise HostError(f"Expected a whole pipeline, got one with no {part}: load it with all its parts.")
+    return names
+
+
+def _joint_tokenizer(folder: Path, encoder: Any) -> Any:
+    """CLIP's or T5's, as its encoder is."""
+    kind = T5TokenizerFast if encoder is T5EncoderModel else CLIPTokenizer
+    try:
+        return kind.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # of what is in the files, and of what is not
+        raise CheckpointError(
+            f"Expected a tokenizer in {folder}, got: {cause(error)} Download the folder again."
+        ) from error
+
+
+def _joint_encoder(model: Any, tokenizer: Any) -> Encoder:
+    return (Encoder.t5 if model.config.model_type == "t5" else Encoder.clip)(model, tokenizer)
 
 
 class DiffusersHost:

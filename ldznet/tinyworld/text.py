@@ -104,7 +104,11 @@ class TextEncoder(nn.Module):
 
     def forward(self, ids: Int[Tensor, "b 77"]) -> Float[Tensor, "b 77 d"]:
         """The context of 77 token ids each: last hidden state after the final norm."""
+        return self.text_model["final_layer_norm"](self.states(ids))
+
+    def states(self, ids: Int[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
+        """The last hidden state before the final norm, of up to 77 token ids each."""
         x = self.text_model["embeddings"](ids)
         for layer in self.text_model["encoder"].get_submodule("layers").children():
             x = layer(x)
-        return self.text_model["final_layer_norm"](x)
+        return x

@@ -1,4 +1,5 @@
-"""The tiny world's recipe: the VAE, the gates' judges, the text encoder, the LDM on both, and the heads on the LDM.
+"""The tiny world's recipe: the VAE, the gates' judges, the text encoder, the LDM on both, the heads on the LDM, and SD
+3's transformer in small beside it.
 
 A stage reads a cache of drawn images, resumes in its folder after a kill, goes on from the weights that lie in
 `weights`, and writes float16 weights with metadata there. Knows hosts by their contract alone.
@@ -7,6 +8,7 @@ A stage reads a cache of drawn images, resumes in its folder after a kill, goes 
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -19,12 +21,14 @@ from torch import Tensor, nn
 from ..checkpoints import load_head, load_weights, save_head, save_tensors
 from ..contracts import Host
 from ..data.cache import Cache, add_latents
+from ..data.tinyworld import TinyWorldDataset
 from ..models import LDZNet, LightHead, build_head
-from ..tinyworld import world
+from ..tinyworld import joint, world
 from ..tinyworld.namer import Namer
 from .engine import Progress, Run, TrainConfig
 from .head import HeadTask, start_from
-from .ldm import LDMTask
+from .joint import Drawing, JointTask
+from .ldm import LDMTask, only_category
 from .namer import NamerTask
 from .text import TextTask
 from .vae import VAETask, fold
@@ -40,7 +44,9 @@ STAGES: dict[str, TrainConfig] = {  # in the order in which `ldznet train all` r
     "ldznet": TrainConfig(12_500, 16, 1e-3, ema=0.998),
     "light": TrainConfig(10_000, 32, 1e-3, ema=0.998),
     "znet": TrainConfig(1_500, 16, 5e-4, ema=0.998),
+    "sd3": TrainConfig(25_000, 16, 1.5e-3, ema=0.998),
 }
+WATCHED_SEED, WATCHED, WATCHED_EVERY = 700_000, 70, 500  # captions that sd3 draws while it learns, and how often
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +115,48 @@ def train_ldm(stage: Stage, singles: Cache | None, progress: Progress, binding: 
     trained = Run(task, stage.config, stage.folder).train(progress)
     save_tensors(_half(part_of(trained, "unet.")), stage.file("unet"), stage.metadata)
     return [stage.file("unet")]
+
+
+def train_joint(stage: Stage, singles: Cache | None, progress: Progress) -> list[Path]:
+    """Trains SD 3's transformer in small, beside the UNet, on the same latents and the same text encoder.
+
+    With `singles`, scenes of one thing, half of each batch is theirs and the probe's eyes help to compare. Where there
+    is a classifier, the log says under "found" in which share of pictures of unseen captions it names their category.
+    """
+    with seeded(stage.config.seed):
+        models, transformer = world.fresh(), joint.fresh()
+    for part, name in ((models.vae, "vae"), (models.text, "text")):
+        load_weights(part, stage.file(name))
+    caches = [add_latents(cache, models.vae.encode) for cache in (singles, stage.cache) if cache is not None]
+    judge = load_weights(Namer("latents"), stage.file("probe")) if singles else None
+    task = JointTask(stage.goes_on(transformer), models.text, models.tokenizer, caches, judge)
+    run = Run(task, stage.config, stage.folder)
+    watched = _watched(run, models, stage.file("classifier"), progress)
+    trained = _part(run.train(watched), "transformer.")
+    tensors = {**transformer.state_dict(), **trained}  # with the table of positions, which nothing trains
+    save_tensors(_half(tensors), stage.file(), stage.metadata)
+    return [stage.file()]
+
+
+def _watched(run: Run, models: world.Models, judge: Path, progress: Progress) -> Progress:
+    """`progress`, after what the EMA draws was judged every `WATCHED_EVERY` steps, as "found" in the log's rows."""
+    if not judge.exists():
+        return progress
+    scenes = TinyWorldDataset(WATCHED, start=WATCHED_SEED, things=1)
+    captions = [scenes[i].captions[0] for i in range(WATCHED)]
+    categories = [only_category([caption]) for caption in captions]
+    drawing = Drawing(models, load_weights(Namer("pixels"), judge), captions, categories)
+    averaged = copy.deepcopy(run.plain.get_submodule("transformer")).eval()
+
+    def report(step: int, steps: int, figures: dict[str, float]) -> None:
+        if step % WATCHED_EVERY and step < steps:
+            figures["found"] = run.rows[-2]["found"] if len(run.rows) > 1 else 0.0
+        else:
+            averaged.load_state_dict(_part(run.ema.parameters, "transformer."), strict=False)
+            figures["found"] = float(drawing.found(averaged).float().mean())
+        progress(step, steps, figures)
+
+    return report
 
 
 def train_head(stage: Stage, host: Host, start: nn.Module, progress: Progress) -> list[Path]:
