@@ -267,7 +267,7 @@ class JointDiffusersHost:
 
     def reading_attention(self, network: Any, *args: Any, **named: Any) -> AbstractContextManager[Attention]:
         """As `attention.reading.reading_attention`, of this network."""
-        return reading_joint(self.layout, network, *args, **named, reader=TorchReader)
+        return reading_joint(self.layout, network, *args, **{**named, "reader": TorchReader})
 
     @property
     def _shift(self) -> float:
