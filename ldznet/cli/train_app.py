@@ -19,6 +19,7 @@ STAGES = {  # of `recipe.STAGES`, which waits for torch
     "ldznet": "The head *tiny*, an LD-ZNet.",
     "light": "The head *tiny-light*.",
     "znet": "The head *tiny-znet*.",
+    "sd3": "A small SD 3 of the tiny world; needs diffusers.",
 }
 
 train = typer.Typer(

@@ -25,7 +25,7 @@ from ..data.tinyworld import TinyWorldDataset
 from ..models import LDZNet, LightHead, build_head
 from ..tinyworld import joint, world
 from ..tinyworld.namer import Namer
-from .engine import Progress, Run, TrainConfig
+from .engine import Examine, Progress, Run, TrainConfig
 from .head import HeadTask, start_from
 from .joint import Drawing, JointTask
 from .ldm import LDMTask, only_category
@@ -46,7 +46,7 @@ STAGES: dict[str, TrainConfig] = {  # in the order in which `ldznet train all` r
     "znet": TrainConfig(1_500, 16, 5e-4, ema=0.998),
     "sd3": TrainConfig(25_000, 16, 1.5e-3, ema=0.998),
 }
-WATCHED_SEED, WATCHED, WATCHED_EVERY = 700_000, 70, 500  # captions that sd3 draws while it learns, and how often
+WATCHED_SEED, WATCHED = 700_000, 70  # captions that sd3 draws when its state is saved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,33 +130,28 @@ def train_joint(stage: Stage, singles: Cache | None, progress: Progress) -> list
     caches = [add_latents(cache, models.vae.encode) for cache in (singles, stage.cache) if cache is not None]
     judge = load_weights(Namer("latents"), stage.file("probe")) if singles else None
     task = JointTask(stage.goes_on(transformer), models.text, models.tokenizer, caches, judge)
-    run = Run(task, stage.config, stage.folder)
-    watched = _watched(run, models, stage.file("classifier"), progress)
-    trained = _part(run.train(watched), "transformer.")
+    examine = _drawing(models, stage.file("classifier"), transformer)
+    trained = part_of(Run(task, stage.config, stage.folder).train(progress, examine), "transformer.")
     tensors = {**transformer.state_dict(), **trained}  # with the table of positions, which nothing trains
     save_tensors(_half(tensors), stage.file(), stage.metadata)
     return [stage.file()]
 
 
-def _watched(run: Run, models: world.Models, judge: Path, progress: Progress) -> Progress:
-    """`progress`, after what the EMA draws was judged every `WATCHED_EVERY` steps, as "found" in the log's rows."""
+def _drawing(models: world.Models, judge: Path, transformer: nn.Module) -> Examine | None:
+    """In which share of pictures that averaged parameters draw of unseen captions the `judge` names their category."""
     if not judge.exists():
-        return progress
+        return None
     scenes = TinyWorldDataset(WATCHED, start=WATCHED_SEED, things=1)
     captions = [scenes[i].captions[0] for i in range(WATCHED)]
     categories = [only_category([caption]) for caption in captions]
     drawing = Drawing(models, load_weights(Namer("pixels"), judge), captions, categories)
-    averaged = copy.deepcopy(run.plain.get_submodule("transformer")).eval()
+    averaged = copy.deepcopy(transformer).eval()
 
-    def report(step: int, steps: int, figures: dict[str, float]) -> None:
-        if step % WATCHED_EVERY and step < steps:
-            figures["found"] = run.rows[-2]["found"] if len(run.rows) > 1 else 0.0
-        else:
-            averaged.load_state_dict(_part(run.ema.parameters, "transformer."), strict=False)
-            figures["found"] = float(drawing.found(averaged).float().mean())
-        progress(step, steps, figures)
+    def examine(parameters: Mapping[str, Tensor]) -> dict[str, float]:
+        averaged.load_state_dict(part_of(parameters, "transformer."), strict=False)
+        return {"found": float(drawing.found(averaged).float().mean())}
 
-    return report
+    return examine
 
 
 def train_head(stage: Stage, host: Host, start: nn.Module, progress: Progress) -> list[Path]:
