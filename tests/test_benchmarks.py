@@ -55,6 +55,36 @@ def test_every_script_has_a_test() -> None:
     assert {path.stem for path in BENCHMARKS.glob("*.py")} - {"helpers"} == {*tested, "capture"}
 
 
+def test_the_small_sd_3(run: Run) -> None:
+    pytest.importorskip("diffusers")
+    out = run("joint", "masks", "--scenes", "1", "--untrained", "--only", "SD 3, attention")
+    assert len(figures(out, "nouns best")) == len(figures(out, "stuff best")) == 1
+    drawn = run("joint", "drawing", "--scenes", "2", "--untrained")
+    assert [line.split()[0] for line in drawn.splitlines()] == ["SD", "UNet"]
+    assert len(figures(drawn, "found")) == 2
+
+
+def test_the_small_sd_3_is_told_what_it_was_taught() -> None:
+    """The rows of text that its host makes are those of its training."""
+    pytest.importorskip("diffusers")
+    from ldznet.tinyworld import joint, world
+
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        script = runpy.run_path(str(BENCHMARKS / "joint.py"))
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    models, text = world.load(), "a photo of a red star on grass"
+    host = script["host_of"](joint.fresh(), models)
+    context, pooled = joint.read(models.text, torch.tensor([joint.token_ids(models.tokenizer, text)]))
+    conditioning = host.condition([text])
+    torch.testing.assert_close(conditioning.context, context)
+    torch.testing.assert_close(conditioning.extras["pooled"], pooled)
+    (row,) = host.texts.rows(text)
+    assert row[5:7] == models.tokenizer.ids("red star")
+    assert (len(row), row[0], row[9]) == (joint.ROWS, -1, -1)
+
+
 def test_attention_ablations(run: Run, tmp_path: Path) -> None:
     out = run("attention", "ablate", "--scenes", "2", "--only", "guided", "--json", str(tmp_path / "figures.json"))
     assert figures(out, "things best") == pytest.approx(
