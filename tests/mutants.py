@@ -48,11 +48,21 @@ MASKED, DISC = "nodes/test_mask_nodes.py", "test_masks.py"
 REGIONS, PUBLISHED = "data/test_regions.py", "data/test_published.py"
 FAST = "test_convolving.py"
 SHOWN, WIRED, ASKED = "webui/test_showing.py", "webui/test_script.py", "webui/test_settings.py"
-DELTA = "models/test_delta.py"
+DELTA, TIERS = "models/test_delta.py", "train/test_tiers.py"
 MUTANTS = [
     Mutant("ldznet/models/delta.py", "h, pooled = (before + text)", "h, pooled = (before)", DELTA),
     Mutant("ldznet/models/delta.py", "return output + plain * weight + bias", "return output + plain * weight", DELTA),
-    Mutant("ldznet/models/delta.py", "if fired[name] != 1]", "if fired[name] > 1]", DELTA),
+    Mutant("ldznet/models/delta.py", "if times != 1]", "if times > 1]", DELTA),
+    Mutant("ldznet/models/delta.py", 'return f"{name}.{depth - 1}"', 'return f"{name}.0"', DELTA),
+    Mutant("ldznet/models/delta.py", "nn.init.zeros_(last.to_out[0].weight)", "pass", TIERS),
+    Mutant("ldznet/models/known.py", 'depths[-1] = _depth(parts, "middle_block")', "pass", TIERS),
+    Mutant("ldznet/models/light.py", "if self.fine > 1:", "if self.fine > 2:", TIERS),
+    Mutant("ldznet/train/head.py", "seen\n        hooks.require_once()", "seen\n        self.close()", TIERS),
+    Mutant("ldznet/train/head.py", "torch.lerp(masks, soft, TAUGHT), masks)", "soft, masks)", TIERS),
+    Mutant("ldznet/train/head.py", "torch.where(present, torch", "torch.where(present | True, torch", TIERS),
+    Mutant("ldznet/train/tiers.py", "            self.head.load_state_dict(before)\n", "            pass\n", TIERS),
+    Mutant("ldznet/train/negatives.py", "words[phrase] - shown and near", "near", TIERS),
+    Mutant("ldznet/data/cache.py", " == digest):\n        named", " is not None):\n        named", TIERS),
     Mutant("ldznet/models/delta.py", "float(alphas_cumprod()[0]) ** 0.5", "1", DELTA),
     Mutant("ldznet/models/delta.py", "            for handle in handles:\n", "            for handle in []:\n", DELTA),
     Mutant("ldznet/checkpoints/shrink.py", "key=lambda offer: -offer[0]", "key=lambda offer: offer[0]", DELTA),
@@ -416,7 +426,7 @@ MUTANTS = [
         "max(1, count * count)",
         "attention/test_by_hand.py attention/test_maps.py attention/test_head.py",
     ),
-    Mutant("ldznet/attention/reading.py", "width**-0.5", "1.0", "attention"),
+    Mutant("ldznet/attention/reading.py", "q.shape[3] ** -0.5", "1.0", "attention"),
     Mutant(
         "ldznet/attention/reading.py",
         "scores.softmax(dim=-1).mean(dim=1)",
@@ -607,9 +617,9 @@ MUTANTS = [
         "test_combining.py",
     ),
     Mutant(
-        "ldznet/models/trained.py",
-        "context.repeat(len(inputs), 1, 1)",
-        "context.repeat_interleave(len(inputs), dim=0)",
+        "ldznet/contracts.py",
+        "self.context.repeat(count, 1, 1)",
+        "self.context.repeat_interleave(count, dim=0)",
         "test_by_hand.py",
     ),
     Mutant(

@@ -16,10 +16,12 @@ from ldznet.checkpoints.shrink import shrink
 from ldznet.contracts import Conditioning
 from ldznet.errors import CheckpointError, HostError, InputError, TapError
 from ldznet.hosts.tiny import TinyHost
-from ldznet.models import DeltaHead, build_head
-from ldznet.models.delta import clean, layers_of, matrices_of
+from ldznet.models import DeltaHead, UNet, build_head
+from ldznet.models.delta import clean, layer_key, layers_of, ldm_name, matrices_of
 from ldznet.models.trained import CapturedTaps
 from ldznet.tinyworld import world
+from ldznet.train.head import start_from
+from ldznet.train.recipe import seeded
 
 PHRASES = ["a purple cat", "grass"]
 HEAD, BASE = WEIGHTS / "ldznet.safetensors", WEIGHTS / "unet.safetensors"
@@ -101,6 +103,36 @@ def test_without_blocks_it_is_a_znet(host: TinyHost, tmp_path: Path) -> None:
     head = load_head(tmp_path / "znet.safetensors")
     assert head.head_config.tap_specs == {}
     torch.testing.assert_close(logits(host, head), logits(host, load_head("tiny-znet")), atol=1e-3, rtol=0)
+
+
+def test_attn3_stands_in_the_last_of_several_blocks() -> None:
+    """Of transformers two blocks deep, as SDXL's are deeper: with no changes and an LD-ZNet's own attn3, its masks."""
+    deep = dataclasses.replace(world.UNET, transformer_depth=(2,))
+    config = dataclasses.replace(
+        world.head_config("ldznet"), unet=dataclasses.replace(deep, out_channels=1), host_unet=deep
+    )
+    with seeded(0):
+        host = TinyHost(world.fresh()._replace(unet=UNet(deep)))
+        whole = build_head(config)
+    start_from(whole, host.unet)
+    delta = build_head(dataclasses.replace(config, network="delta", ranks=(0,) * len(matrices_of(config.unet))))
+    state = whole.state_dict()
+    for name in delta.state_dict():
+        group, _, rest = name.partition(".")
+        if group == "additions":
+            key, _, part = rest.partition(".")
+            block = next(ldm_name(block) for block in config.blocks if layer_key(block) == key)
+            own = f"{block}.{part}" if part.startswith("attentionpool2D") else f"{block}.transformer_blocks.1.{part}"
+            delta.state_dict()[name].copy_(state[own])
+        elif group != "changes":
+            delta.state_dict()[name].copy_(state[name])
+    latents, text = torch.randn(2, 4, 16, 16), Conditioning(host.encode_text(PHRASES))
+    with torch.no_grad():
+        taps = whole.extracted(host, latents, text, 200, 0)
+        expected, _ = whole.masks_over(host, latents, text, taps)
+        got, _ = delta.masks_over(host, latents, text, taps)
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+    assert expected.std() > 0.01
 
 
 def test_captured_taps_spare_the_first_pass(host: TinyHost, whole: Path) -> None:
