@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -105,8 +105,8 @@ class TrainedHead:
 
 def conditioned(host: Host, texts: Sequence[str]) -> Conditioning:
     """The context of each text, and all else that the host's UNet needs with it."""
-    if isinstance(host, AttentionHost) and host.family == "sdxl":
-        return host.condition(texts)
+    if host.family == "sdxl":
+        return cast(AttentionHost, host).condition(texts)
     return Conditioning(host.encode_text(texts))
 
 
@@ -118,8 +118,8 @@ def taps_of(
     blocks: Sequence[str],
 ) -> Taps:
     """As `Host.extract`, of a UNet that needs more than a context too."""
-    if isinstance(host, AttentionHost) and text.extras:
-        return host.observe(noisy, timesteps, text, lambda unet: reading(unet, blocks))
+    if text.extras:
+        return cast(AttentionHost, host).observe(noisy, timesteps, text, lambda unet: reading(unet, blocks))
     return host.extract(noisy, timesteps, text.context, blocks)
 
 
