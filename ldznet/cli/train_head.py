@@ -84,11 +84,13 @@ def train(setting: Setting, say: Callable[[str], None]) -> Path:
 def described(tier: tiers.Tier, trial: Trial) -> str:
     """What will be trained, and what it takes from here on."""
     left = tier.run.config.steps - tier.run.step
+    minutes = left * trial.seconds / 60
+    lasting = f"{minutes / 60:.1f} hours" if minutes > 90 else f"{minutes:.0f} minutes"
     parameters = sum(p.numel() for p in tier.head.parameters())
     return (
         f"{parameters / 1e6:.2f} M parameters ({parameters * 2 / 1e6:.1f} MB in float16), {tier.count} pictures, "
-        f"{left} steps of {tier.run.config.batch}: {trial.seconds:.2f} s each, about {left * trial.seconds / 3600:.1f} "
-        f"hours; {trial.memory / GIGABYTE:.1f} GB at the peak."
+        f"{left} steps of {tier.run.config.batch}: {trial.seconds:.2f} s each, about {lasting}; "
+        f"{trial.memory / GIGABYTE:.1f} GB at the peak."
     )
 
 
