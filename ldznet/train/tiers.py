@@ -28,7 +28,7 @@ from .head import HeadTask
 from .negatives import with_absent
 from .recipe import commit, part_of, seeded
 
-TIERS = {"light": "a decoder over latents and taps", "one": "one pass of the UNet", "two": "taps, then a second pass"}
+TIERS = ("light", "one", "two")
 RANK, RANKS = 32, {"sdxl": 16}  # the latter by family
 LIGHT_WIDTH = 96
 ATTN3_WIDTH = 256
