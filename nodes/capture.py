@@ -60,8 +60,8 @@ class CaptureWhileSampling(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The model that the sampler would get: SD 1.x, or with the head attention also SD 2.x, "
-                    "SDXL, SD 3, Flux, Qwen-Image, Z-Image and others.",
+                    tooltip="The model that the sampler would get: the head's own, or with the head attention SD 1.x, "
+                    "SD 2.x, SDXL, SD 3, Flux, Qwen-Image, Z-Image and others.",
                 ),
                 head_input("Says which blocks are captured, and at which step."),
             ],

@@ -36,8 +36,8 @@ from ._showing import LIVE, OPACITY, Kept, in_a_page, show
 
 def model_inputs(
     raw: dict[str, bool] | None = None,
-    model: str = "The model whose features are read: SD 1.x, or with the head attention also SD 2.x, SDXL, SD 3, Flux, "
-    "Qwen-Image, Z-Image and others. LoRAs are kept.",
+    model: str = "The model whose features are read: the head's own, or with the head attention SD 1.x, SD 2.x, SDXL, "
+    "SD 3, Flux, Qwen-Image, Z-Image and others. LoRAs are kept.",
     clip: str = "The model's text encoder. Its last layer is used.",
 ) -> list[Any]:
     """MODEL and CLIP, with what their tooltips say."""
