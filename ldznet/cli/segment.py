@@ -19,7 +19,7 @@ from .results import results
 
 OVERLAY = "overlay.png"
 MOST_SIDE = 2048  # pixels of an overlay: it is there to be looked at
-MODELS = "a diffusers folder, or a .safetensors or .ckpt of SD 1.x, SD 2.x or SDXL"
+MODELS = "a diffusers folder (SD 3 and Flux.1 too), or a .safetensors or .ckpt of SD 1.x, SD 2.x or SDXL"
 TOY = (
     "tiny is a toy model: it knows drawings of its own tiny world alone, and what it finds in any other picture means "
     f"nothing. For that, give --model {MODELS}."

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 from hosts import small_joint
+from PIL import Image
 
-from ldznet import Predictor, open_host
+from ldznet import Predictor, load_head, open_host
 from ldznet.attention import AttentionHead
 from ldznet.attention.config import config_for
 from ldznet.attention.head import rescaled
 from ldznet.attention.prompts import Prompt, spoken_in
+from ldznet.cli import main
 from ldznet.contracts import Conditioning, JointHost
 from ldznet.errors import HostError, InputError, TapError
 
@@ -278,6 +280,25 @@ def test_the_folder_gives_the_pipeline_s_masks(host: Any, pipeline: Any, tmp_pat
     torch.testing.assert_close(*masks, atol=1e-4, rtol=0)
     assert masks[0].shape == (1, 2, 96, 128)
     assert (masks[0][:, 0] - masks[0][:, 1]).abs().max() > 0.1
+
+
+def test_the_command_line_reads_its_attention(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_joint.pipeline(tmp_path, "sd3", t5=False).save_pretrained(tmp_path / "model")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    options = ["--text", "a dog", "--text", "grass", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", ["ldznet", "segment", str(tmp_path / "a.png"), *options, "--head", "attention"])
+    with contextlib.suppress(SystemExit):
+        main()
+    assert "a dog: " in capsys.readouterr().out
+    with Image.open(tmp_path / "out" / "00_a_dog.png") as mask:
+        assert mask.size == (96, 64)
+
+
+def test_a_trained_head_is_refused(host: Any) -> None:
+    with pytest.raises(HostError, match="Expected"):
+        Predictor(host, load_head("tiny"))
 
 
 def test_too_long_a_text_is_counted(host: Any) -> None:
