@@ -55,7 +55,12 @@ MUTANTS = [
     Mutant("ldznet/models/delta.py", "if times != 1]", "if times > 1]", DELTA),
     Mutant("ldznet/models/delta.py", 'return f"{name}.{depth - 1}"', 'return f"{name}.0"', DELTA),
     Mutant("ldznet/models/delta.py", "nn.init.zeros_(last.to_out[0].weight)", "pass", TIERS),
-    Mutant("ldznet/models/known.py", 'depths[-1] = _depth(parts, "middle_block")', "pass", TIERS),
+    Mutant(
+        "ldznet/models/known.py",
+        "for level, depth in enumerate(depths) if depth)",
+        "for level, _ in enumerate(depths))",
+        TIERS,
+    ),
     Mutant("ldznet/models/light.py", "if self.fine > 1:", "if self.fine > 2:", TIERS),
     Mutant("ldznet/train/head.py", "seen\n        hooks.require_once()", "seen\n        self.close()", TIERS),
     Mutant("ldznet/train/head.py", "torch.lerp(masks, soft, TAUGHT), masks)", "soft, masks)", TIERS),

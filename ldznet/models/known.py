@@ -33,7 +33,6 @@ def unet_config(unet: nn.Module) -> UNetConfig:
             break
     depths = [_depth(parts, names[0]) for names in levels]
     with_attention = tuple(2**level for level, depth in enumerate(depths) if depth)
-    depths[-1] = _depth(parts, "middle_block")
     context: Any = parts["middle_block.1.transformer_blocks.0.attn2.to_k"].weight
     widths = [_width(parts, names[-1]) for names in levels]
     config = UNetConfig(
