@@ -46,7 +46,7 @@ JOBS: dict[str, tuple[str, ...]] = {
     "coarse-labels": ("coarse.py", "labels", "--scenes", "50"),
     "coarse-captured": ("coarse.py", "captured", "--scenes", "50"),
     "heatmap": ("heatmap.py", "--scenes", "100"),
-    "usefulness": ("usefulness.py",),
+    "usefulness": ("usefulness.py", "--seeds", "0"),
     "ranks": ("ranks.py",),
     "shrinking": ("shrinking.py", "--scenes", "60"),
     "attention-cost": ("attention_cost.py", "--model", "sd1", "--size", "512", "--pairs", "3"),
