@@ -48,6 +48,7 @@ MASKED, DISC = "nodes/test_mask_nodes.py", "test_masks.py"
 REGIONS, PUBLISHED = "data/test_regions.py", "data/test_published.py"
 FAST = "test_convolving.py"
 SHOWN, WIRED, ASKED = "webui/test_showing.py", "webui/test_script.py", "webui/test_settings.py"
+TRANSFORMERS = "hosts/test_hf_diffusers_joint.py"
 DELTA, TIERS = "models/test_delta.py", "train/test_tiers.py"
 MUTANTS = [
     Mutant("ldznet/models/delta.py", "h, pooled = (before + text)", "h, pooled = (before)", DELTA),
@@ -68,6 +69,14 @@ MUTANTS = [
     Mutant("ldznet/train/tiers.py", "            self.head.load_state_dict(before)\n", "            pass\n", TIERS),
     Mutant("ldznet/train/negatives.py", "words[phrase] - shown and near", "near", TIERS),
     Mutant("ldznet/data/cache.py", " == digest):\n        named", " is not None):\n        named", TIERS),
+    Mutant("ldznet/hosts/hf_diffusers_joint.py", "places[..., 1] += torch", "places[..., 2] += torch", TRANSFORMERS),
+    Mutant(
+        "ldznet/hosts/hf_diffusers_joint.py", "hidden_states[-2] for out", "hidden_states[-1] for out", TRANSFORMERS
+    ),
+    Mutant("ldznet/hosts/hf_diffusers_joint.py", "latents - self._shift", "latents + self._shift", TRANSFORMERS),
+    Mutant("ldznet/hosts/hf_diffusers_joint.py", "(factor * t / (1", "(t / (1", TRANSFORMERS),
+    Mutant("ldznet/hosts/hf_diffusers_joint.py", "[-1] * start + own", "[-1] * (start + 1) + own", TRANSFORMERS),
+    Mutant("ldznet/attention/joint_torch.py", "if picture != self.grid[0] * self.grid[1]:", "if False:", TRANSFORMERS),
     Mutant("ldznet/models/delta.py", "float(alphas_cumprod()[0]) ** 0.5", "1", DELTA),
     Mutant("ldznet/models/delta.py", "            for handle in handles:\n", "            for handle in []:\n", DELTA),
     Mutant("ldznet/checkpoints/shrink.py", "key=lambda offer: -offer[0]", "key=lambda offer: offer[0]", DELTA),
