@@ -124,7 +124,10 @@ def test_prompts_are_read_as_the_host_reads_them(webui: host.Webui, prompt: str,
 
 
 def test_hires_fix_is_masked_at_its_size(webui: host.Webui) -> None:
-    changes = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent", "denoising_strength": 0.7}
+    changes: dict[str, Any] = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent", "denoising_strength": 0.7}
+    changes["hr_additional_modules"] = [
+        "Use same choices"
+    ]  # Forge's API fails without it; the others do not ask for it
     plain, _ = txt2img(webui, **changes)
     pictures, text = txt2img(webui, {**CAT, "while_sampling": True}, **changes)
     (mask,) = masks_of(pictures, 1)
