@@ -16,7 +16,7 @@ import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from torch import Tensor, nn
-from transformers import (
+from transformers import (  # type: ignore[attr-defined]  # T5TokenizerFast is an alias from transformers 5 on
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,

@@ -54,7 +54,7 @@ def fresh(**sizes: Any) -> nn.Module:
         raise InputError(
             f'Expected diffusers, whose SD 3 transformer this is, got: {error}. pip install "ldznet[diffusers]"'
         ) from error
-    made: nn.Module = SD3Transformer2DModel(**{**CONFIG, **sizes})
+    made: Any = SD3Transformer2DModel(**{**CONFIG, **sizes})
     with torch.no_grad():
         for name, parameter in made.named_parameters():
             if (".norm1" in name and ".linear." in name) or name.startswith(("norm_out.linear", "proj_out")):
