@@ -99,10 +99,14 @@ def test_an_sdxl_pipeline_that_is_not_whole(tmp_path: Path) -> None:
         open_host(pipe)
 
 
-def test_trained_heads_refuse_the_others(tmp_path: Path) -> None:
-    """Whose widths are equal by chance in these small models."""
-    with pytest.raises(HostError, match="got SDXL, which no trained head fits yet"):
-        Predictor(open_host(unets.pipeline(tmp_path, "sdxl")), load_head("tiny"))
+def test_trained_heads_refuse_transformers() -> None:
+    class Flux:
+        family, specs, context_dim = "flux", {}, 64
+
+    with pytest.raises(
+        HostError, match=r"context width 64.*got Flux\.1, which no trained head fits yet.*attention head"
+    ):
+        load_head("tiny").fitted_to(Flux())
 
 
 def test_a_host_without_attention_is_refused() -> None:

@@ -195,7 +195,7 @@ def test_it_learns_and_lies_in_a_file(sd: Any, cache: Cache, tmp_path: Path) -> 
         seen.append(predictor.predict(["grass"]).logits)
         return {"looked": len(seen)}
 
-    it = tier(name, sd, cache, tmp_path / "run", steps=4, save_every=2, ema=0.0, learning_rate=5e-3)
+    it = tier(name, sd, cache, tmp_path / "run", steps=4, save_every=2, ema=0.5, learning_rate=5e-3)
     before = {key: p.clone() for key, p in it.head.named_parameters()}
     trial = it.run.trial()
     assert trial.seconds > 0
@@ -204,6 +204,8 @@ def test_it_learns_and_lies_in_a_file(sd: Any, cache: Cache, tmp_path: Path) -> 
     lost = loss(it)
     it.train(tmp_path / "head.safetensors", {"what": "a try"}, examine=examine)
     assert loss(it) < lost - 0.1
+    averages = it.run.ema.parameters  # which stand in the file, while the head goes on with its own
+    assert not any(torch.equal(p, averages[f"head.{key}"]) for key, p in it.head.named_parameters() if p.ndim > 1)
     assert [row.get("looked") for row in it.run.rows] == [None, 1, None, 2]
     head = load_head(tmp_path / "head.safetensors")
     predictor = Predictor(sd, head)
@@ -212,7 +214,7 @@ def test_it_learns_and_lies_in_a_file(sd: Any, cache: Cache, tmp_path: Path) -> 
     assert not torch.equal(seen[0], seen[-1])
     with safe_open(tmp_path / "head.safetensors", "pt") as file:
         about = file.metadata()
-    assert (about["what"], about["how"]) == ("a try", "4 steps of 2, 4 images, EMA 0.0, no")
+    assert (about["what"], about["how"]) == ("a try", "4 steps of 2, 4 images, EMA 0.5, no")
     assert hooks(sd) == 0
 
 
