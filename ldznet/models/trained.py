@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import HeadConfig
-from ..contracts import FAMILIES, AttentionHost, Captured, Conditioning, Host, Taps
+from ..contracts import FAMILIES, AttentionHost, Captured, Conditioning, Host, Taps, named_width
 from ..errors import HostError, InputError
 from ..images import require_finite, resize
 from ..phrases import fill
@@ -161,7 +161,7 @@ def require_fit(host: Host, config: HeadConfig) -> None:
     if host.context_dim != expected:
         raise HostError(
             f"Expected a host of context width {expected}, which this head was trained on, got "
-            f"{host.context_dim}. Load the model that the head belongs to, or another head."
+            f"{named_width(host.context_dim)}. Load the model that the head belongs to, or another head."
         )
     for block, spec in config.tap_specs.items():
         if host.specs.get(block) != spec:

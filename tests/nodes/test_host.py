@@ -297,11 +297,11 @@ def test_models_as_people_have_them(server: host.Server, kind: str) -> None:
 
 
 WIRING = {
-    "SDXL": ({"model": ["sdxl", 0]}, r"Expected an SD 1.x UNet .*socket model, got 2048 \(SDXL\)"),
+    "SDXL": ({"model": ["sdxl", 0]}, r"a host of context width 64, .* got 2048 \(SDXL\)\. Load the model"),
     "nothing": ({"latent": None}, r"Expected a latent, or an image and a vae, got neither.*socket: latent"),
     "no vae": ({"latent": None, "image": ["picture", 0]}, r"Expected a vae with the image.*socket: vae"),
     "channels": ({"latent": ["sixteen", 0]}, r"Expected a latent of 4 channels.*got 16.*socket: latent"),
-    "video": ({"latent": ["video", 0]}, r"b 4 h w, got \(1, 4, 3, 16, 16\): video.*socket: latent"),
+    "video": ({"latent": ["video", 0]}, r"b c h w, got \(1, 4, 3, 16, 16\): video.*socket: latent"),
     "NaN": ({"latent": ["nan", 0]}, r"Expected finite numbers.*socket: latent"),
     "batch": ({"image": ["three", 0]}, r"Expected one image, got 3.*socket: image"),
     "no text": ({"text": "\n# nothing\n"}, r"Expected at least one line, got none.*socket: text"),
