@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from helpers import CHOOSE, TEST, Figure, Row, drawn, pixels_of, report
+from helpers import CHOOSE, TEST, Figure, Row, alone, drawn, pixels_of, report
 
 from ldznet import Predictor, load_head, masks
 from ldznet.attention import CONFIGS, AttentionHead, Presence
@@ -31,7 +31,6 @@ from ldznet.data.items import Item
 from ldznet.evaluate.benchmark import (
     Outcome,
     Segment,
-    arrays,
     figures,
     intervals,
     is_near_miss,
@@ -88,17 +87,6 @@ REFINED: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "guided filter": masks.guided_filter,
     "PAMR": masks.pamr,
 }
-
-
-def alone(predictor: Predictor) -> Segment:
-    """Each phrase in a pass of its own."""
-
-    def segment(item: Item, phrases: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        predictor.set_image(item.image)
-        parts = [arrays(predictor.predict([phrase])) for phrase in phrases]
-        return np.concatenate([soft for soft, _ in parts]), np.concatenate([scores for _, scores in parts])
-
-    return segment
 
 
 def refined(segment: Segment, refine: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Segment:

@@ -26,8 +26,10 @@ from ldznet.data import TinyWorldDataset, TinyWorldTest
 from ldznet.data.cache import Cache, add_latents, draw, images_to_pixels
 from ldznet.data.items import Item
 from ldznet.data.tinyworld import HELD_OUT_CATEGORIES, HELD_OUT_COLOURS
+from ldznet.evaluate.benchmark import Segment, arrays
 from ldznet.evaluate.metrics import bootstrap
 from ldznet.hosts.tiny import TinyHost
+from ldznet.predictor import Predictor
 from ldznet.tinyworld import world
 from ldznet.tinyworld.namer import Namer
 from ldznet.train.engine import Run, TrainConfig
@@ -118,6 +120,17 @@ def kept(path: Path, setting: Mapping[str, Any], make: Callable[[], Any]) -> Any
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({**setting, "values": values}) + "\n", encoding="utf-8")
     return json.loads(path.read_text(encoding="utf-8"))["values"]
+
+
+def alone(predictor: Predictor) -> Segment:
+    """Each phrase in a pass of its own."""
+
+    def segment(item: Item, phrases: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        predictor.set_image(item.image)
+        parts = [arrays(predictor.predict([phrase])) for phrase in phrases]
+        return np.concatenate([soft for soft, _ in parts]), np.concatenate([scores for _, scores in parts])
+
+    return segment
 
 
 def pixels_of(image: np.ndarray) -> Tensor:

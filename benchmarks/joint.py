@@ -19,8 +19,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from attention import alone
-from helpers import CHOOSE, TEST, Figure, Row, drawn, judge, parser, report
+from helpers import CHOOSE, TEST, Figure, Row, alone, drawn, judge, parser, report
 from torch import Tensor, nn
 
 from ldznet import Predictor, load_head

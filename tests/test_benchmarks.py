@@ -59,6 +59,11 @@ def test_the_small_sd_3(run: Run) -> None:
     pytest.importorskip("diffusers")
     out = run("joint", "masks", "--scenes", "1", "--untrained", "--only", "SD 3, attention")
     assert len(figures(out, "nouns best")) == len(figures(out, "stuff best")) == 1
+
+
+@pytest.mark.skipif("LDZNET_LONG" not in os.environ, reason="$LDZNET_LONG is not set: four pictures are drawn")
+def test_pictures_of_the_small_sd_3(run: Run) -> None:
+    pytest.importorskip("diffusers")
     drawn = run("joint", "drawing", "--scenes", "2", "--untrained")
     assert [line.split()[0] for line in drawn.splitlines()] == ["SD", "UNet"]
     assert len(figures(drawn, "found")) == 2

@@ -81,7 +81,9 @@ def read(text: TextEncoder, ids: Int[Tensor, "b n"]) -> tuple[Float[Tensor, "b n
     """What the transformer is given of token ids: the rows of text, and the pooled text."""
     states = text.states(ids)
     end = (ids == ids[:, -1:]).int().argmax(dim=1)  # the padding repeats the token of the end
-    pooled = text.text_model["final_layer_norm"](states[torch.arange(len(ids), device=ids.device), end])
+    pooled = text.text_model["final_layer_norm"](
+        states[torch.arange(len(ids), dtype=torch.int64, device=ids.device), end]
+    )
     return states.repeat(1, 1, ENCODERS), pooled.repeat(1, ENCODERS)
 
 
