@@ -42,6 +42,8 @@ CHOOSE, TEST = 500_000, 0  # first scenes: of those that constants are chosen on
 LABELLED = 2_000_000  # first scene that labels of experiments are of
 Figure = float | Sequence[float]
 Row = Mapping[str, Figure]
+Values = Mapping[str, Mapping[str, Sequence[float]]]
+"""What a cell holds, by test: the IoU of each phrase, and its scene."""
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -108,18 +110,68 @@ def trained(head: Any, host: TinyHost, cache: Cache, config: TrainConfig, folder
     return head.eval().requires_grad_(False)
 
 
+def of_cells(
+    doc: str | None,
+    cell: Callable[[str, int, int, int, int, Path], Values],
+    names: Sequence[str],
+    pairs: Sequence[tuple[str, str]],
+    folder: str,
+    labels: int,
+    steps: int,
+) -> None:
+    """A script whose figures come from cells, each a head that is trained and asked.
+
+    `cell` makes one of a name, a seed, labels, steps, scenes, and the folder for its run. Those that lie in
+    docs/figures/`folder` are not made again.
+    """
+    made = parser(doc)
+    made.add_argument("--scenes", type=int, default=60, help="of the test")
+    made.add_argument("--labels", type=int, default=labels, help="scenes that a head is trained on")
+    made.add_argument("--steps", type=int, default=steps, help="of 16 rows")
+    made.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
+    made.add_argument("--work", type=Path, default=Path("runs") / folder, help="folder of the runs")
+    made.add_argument("--cells", type=Path, default=ROOT / "docs/figures" / folder, help="folder of the cells")
+    given = made.parse_args()
+    setting = {"labels": given.labels, "steps": given.steps, "batch": 16, "scenes": given.scenes, "first scene": TEST}
+    cells: dict[tuple[str, int], Values] = {}
+    for seed in given.seeds:
+        for name in names:
+            path = given.cells / f"{name}-{seed}.json".replace(" ", "-")
+            if not path.exists():
+                values = cell(name, seed, given.labels, given.steps, given.scenes, given.work)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps({**setting, "values": values}) + "\n", encoding="utf-8")
+            cells[name, seed] = json.loads(path.read_text(encoding="utf-8"))["values"]
+    report(compared(cells, pairs), given.json)
+
+
+def compared(cells: Mapping[tuple[str, int], Values], pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[str, Row]]:
+    """mIoU of every head by its cells, which have its name and a seed, and of the first of each pair less the second.
+
+    Intervals are over scenes and seeds: a scene of another seed is another one.
+    """
+    names, seeds = (list(dict.fromkeys(key[part] for key in cells)) for part in (0, 1))
+
+    def together(name: str, test: str, what: str) -> np.ndarray:
+        return np.concatenate([np.asarray(cells[name, seed][test][what], float) for seed in seeds])
+
+    tests = list(next(iter(cells.values())))
+    images = {
+        test: np.concatenate([np.asarray(cells[names[0], s][test]["scene"], int) + s * 1_000_000 for s in seeds])
+        for test in tests
+    }
+    asked = [test for test in tests if len(images[test])]
+    for name in names:
+        yield name, {test: mean(together(name, test, "iou"), images[test]) for test in asked}
+    for one, other in pairs:
+        less = {test: together(one, test, "iou") - together(other, test, "iou") for test in asked}
+        yield f"{one} - {other}", {test: mean(less[test], images[test]) for test in asked}
+    yield "n phrases", {test: len(images[test]) for test in tests}
+
+
 def known(phrase: str) -> bool:
     """Whether a phrase has taught words alone."""
     return UNTAUGHT.isdisjoint(content_words(phrase))
-
-
-def kept(path: Path, setting: Mapping[str, Any], make: Callable[[], Any]) -> Any:
-    """The values in a cell's file; what `make` gives, with the setting that made it, where there is no such file."""
-    if not path.exists():
-        values = make()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({**setting, "values": values}) + "\n", encoding="utf-8")
-    return json.loads(path.read_text(encoding="utf-8"))["values"]
 
 
 def alone(predictor: Predictor) -> Segment:

@@ -10,13 +10,11 @@ docs/figures/ranks/, the runs that made them in `--work`, where a run that was s
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
-from helpers import ROOT, TEST, Row, drawn, kept, known, labelled, mean, parser, report, trained
+from helpers import Values, drawn, known, labelled, of_cells, trained
 
 from ldznet.data.tinyworld import names_held_out_category, names_held_out_colour
 from ldznet.evaluate import benchmark
@@ -29,10 +27,8 @@ from ldznet.train.head import start_from
 from ldznet.train.recipe import seeded
 from ldznet.train.tiers import tier_config
 
-CELLS = ROOT / "docs/figures/ranks"
-RANKS, SEEDS = (4, 8, 16), (0, 1, 2)
-Values = dict[str, dict[str, list[float]]]
-"""By test: the IoU of each phrase, and its scene."""
+WHOLE = "whole"
+RANKS = {WHOLE: 0, "rank 4": 4, "rank 8": 8, "rank 16": 16}
 
 ASKED: dict[str, tuple[str, Callable[[str, bool], bool]]] = {
     "things": ("T0", lambda phrase, thing: thing and known(phrase)),
@@ -55,59 +51,21 @@ def fresh(rank: int, host: TinyHost, seed: int) -> Network:
         return head.begin()
 
 
-def cell(rank: int, seed: int, labels: int, steps: int, scenes: int, work: Path) -> Values:
+def cell(name: str, seed: int, labels: int, steps: int, scenes: int, work: Path) -> Values:
     """One head trained and asked."""
     host = TinyHost.load(dtype=torch.float32)
     training = TrainConfig(steps, seed=seed, ema=0.99, save_every=50)
-    head = fresh(rank, host, seed)
-    trained(head, host, labelled(seed, labels, host, work), training, work / f"{rank}-{seed}")
-    segment, found = benchmark.segment_with(Predictor(host, head)), Values()
+    head = fresh(RANKS[name], host, seed)
+    trained(head, host, labelled(seed, labels, host, work), training, work / f"{name}-{seed}".replace(" ", "-"))
+    segment, found = benchmark.segment_with(Predictor(host, head)), {}
     outcomes = {test: benchmark.run(segment, drawn(test, scenes)) for test in ("T0", "T3")}
-    for name, (test, asked) in ASKED.items():
+    for what, (test, asked) in ASKED.items():
         outcome = outcomes[test]
         rows = [i for i, p in enumerate(outcome.phrases) if asked(str(p), bool(outcome.things[i]))]
         iou = outcome.counts.iou()[rows, benchmark.MIDDLE]
-        found[name] = {"iou": iou.round(4).tolist(), "scene": outcome.images[rows].tolist()}
+        found[what] = {"iou": iou.round(4).tolist(), "scene": outcome.images[rows].tolist()}
     return found
 
 
-def rows(found: dict[tuple[int, int], Values], seeds: Sequence[int]) -> Iterator[tuple[str, Row]]:
-    """mIoU of each head, and what each rank lacks of the whole one; a scene of another seed is another one."""
-
-    def together(rank: int, test: str, what: str = "iou") -> np.ndarray:
-        return np.concatenate([np.array(found[rank, seed][test][what]) for seed in seeds])
-
-    images = {
-        test: np.concatenate([np.array(found[0, s][test]["scene"]) + s * 1_000_000 for s in seeds]) for test in ASKED
-    }
-    asked = [test for test in ASKED if len(images[test])]
-    for rank in (0, *RANKS):
-        yield (
-            f"rank {rank}" if rank else "whole",
-            {test: mean(together(rank, test), images[test]) for test in asked},
-        )
-    for rank in RANKS:
-        yield (
-            f"rank {rank} - whole",
-            {test: mean(together(rank, test) - together(0, test), images[test]) for test in asked},
-        )
-    yield "n phrases", {test: len(images[test]) for test in ASKED}
-
-
 if __name__ == "__main__":
-    made = parser(__doc__)
-    made.add_argument("--scenes", type=int, default=60, help="of the test")
-    made.add_argument("--labels", type=int, default=512, help="scenes that a head is trained on")
-    made.add_argument("--steps", type=int, default=1000, help="of 16 rows")
-    made.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    made.add_argument("--work", type=Path, default=Path("runs/ranks"), help="folder of the runs")
-    made.add_argument("--cells", type=Path, default=CELLS, help="folder of the cells")
-    given = made.parse_args()
-    setting = {"labels": given.labels, "steps": given.steps, "batch": 16, "scenes": given.scenes, "first scene": TEST}
-    numbers = (given.labels, given.steps, given.scenes, given.work)
-    every = {
-        (rank, seed): kept(given.cells / f"{rank}-{seed}.json", setting, functools.partial(cell, rank, seed, *numbers))
-        for seed in given.seeds
-        for rank in (0, *RANKS)
-    }
-    report(rows(every, given.seeds), given.json)
+    of_cells(__doc__, cell, list(RANKS), [(name, WHOLE) for name in list(RANKS)[1:]], "ranks", labels=512, steps=1000)

@@ -157,16 +157,16 @@ def test_ranks(run: Run, tmp_path: Path) -> None:
     options = (*options, "--cells", str(cells), "--work", str(tmp_path), "--json", str(tmp_path / "rows.json"))
     cells.mkdir()
     made = {"values": {test: {"iou": [0.5, 0.25], "scene": [0, 0]} for test in tests}}
-    for rank in (0, 4, 8, 16):
-        (cells / f"{rank}-0.json").write_text(json.dumps(made).replace("0.25", "0.75" if rank == 0 else "0.25"))
+    for head in ("whole", "rank-4", "rank-8", "rank-16"):
+        (cells / f"{head}-0.json").write_text(json.dumps(made).replace("0.25", "0.75" if head == "whole" else "0.25"))
     run("ranks", *options)
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert rows["whole"]["stuff"] == [0.625] * 3
     assert rows["rank 16 - whole"]["things"] == [-0.25] * 3
-    (cells / "4-0.json").unlink()
+    (cells / "rank-4-0.json").unlink()
     with pytest.raises(ValueError, match="length"):  # another number of phrases than those that were made up
         run("ranks", *options)
-    fresh = json.loads((cells / "4-0.json").read_text())
+    fresh = json.loads((cells / "rank-4-0.json").read_text())
     assert fresh["steps"] == 1
     assert len(fresh["values"]["things"]["iou"]) == len(fresh["values"]["other renderings"]["iou"]) > 0
     assert len(fresh["values"]["stuff"]["iou"]) > 0
