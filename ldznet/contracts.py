@@ -58,28 +58,32 @@ class TapSpec(NamedTuple):
 class Family:
     """A kind of diffusion model: how people call it, the width of its published contexts, and what reads it.
 
-    The width tells UNets apart; of transformers it is 0.
+    The width tells UNets apart; of transformers it is 0. The attention head reads all families.
     """
 
     title: str
     context_dim: int
-    has_trained_heads: bool  # the attention head reads all of them
+
+    @property
+    def has_trained_heads(self) -> bool:
+        """Heads are trained over UNets alone."""
+        return self.context_dim > 0
 
 
 FAMILIES: dict[str, Family] = {  # by `Host.family`; the constants of each for the attention head are in its `CONFIGS`
-    "tiny": Family("the tiny world", 64, True),
-    "sd1": Family("SD 1.x", 768, True),
-    "sd2": Family("SD 2.x", 1024, True),
-    "sdxl": Family("SDXL", 2048, True),
-    "sd3": Family("SD 3", 0, False),
-    "flux": Family("Flux.1", 0, False),
-    "flux2": Family("Flux.2", 0, False),
-    "chroma": Family("Chroma", 0, False),
-    "qwen": Family("Qwen-Image", 0, False),
-    "lumina2": Family("Lumina 2", 0, False),
-    "zimage": Family("Z-Image", 0, False),
-    "krea2": Family("Krea 2", 0, False),
-    "anima": Family("Anima", 0, False),
+    "tiny": Family("the tiny world", 64),
+    "sd1": Family("SD 1.x", 768),
+    "sd2": Family("SD 2.x", 1024),
+    "sdxl": Family("SDXL", 2048),
+    "sd3": Family("SD 3", 0),
+    "flux": Family("Flux.1", 0),
+    "flux2": Family("Flux.2", 0),
+    "chroma": Family("Chroma", 0),
+    "qwen": Family("Qwen-Image", 0),
+    "lumina2": Family("Lumina 2", 0),
+    "zimage": Family("Z-Image", 0),
+    "krea2": Family("Krea 2", 0),
+    "anima": Family("Anima", 0),
 }
 PUBLISHED_WIDTHS: dict[int, str] = {  # titles by context width; the tiny world's may be any toy's
     **{family.context_dim: family.title for name, family in FAMILIES.items() if family.context_dim and name != "tiny"},

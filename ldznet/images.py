@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from .errors import InputError
-from .shapes import Float, Size, UInt8
+from .shapes import PIXELS_PER_LATENT, Float, Size, UInt8
 from .sources import require_no_url
 
 EXPECTED = "a PIL image, a uint8 array h w 3, or a float tensor b 3 h w in its value_range"
@@ -125,6 +125,12 @@ def to_bytes(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
 def to_pictures(pixels: Float[Tensor, "b 3 h w"]) -> UInt8[np.ndarray, "b h w 3"]:
     """The way back: uint8 pictures of `pixels`; what lies outside of [-1, 1] is cut."""
     return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def require_pixels(pixels: Tensor, side: int = PIXELS_PER_LATENT) -> None:
+    """Raises InputError unless `pixels` are b 3 h w with sides in multiples of `side`."""
+    if pixels.ndim != 4 or pixels.shape[1] != 3 or any(s % side for s in pixels.shape[2:]):
+        raise InputError(f"Expected pixels b 3 h w with sides in multiples of {side}, got {tuple(pixels.shape)}.")
 
 
 def require_finite(tensor: Tensor, name: str, advice: str = "Look at what made them.") -> None:

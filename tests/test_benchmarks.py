@@ -8,7 +8,7 @@ import re
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,16 +128,20 @@ def test_heat_map(run: Run, tmp_path: Path) -> None:
         assert drawn.width > 1000
 
 
+def made_up(cells: Path, tests: Sequence[str], best: str, *others: str) -> None:
+    """Cells of seed 0 with two phrases a test, of which the second is found better by the `best`."""
+    cells.mkdir()
+    for head in (best, *others):
+        found = {"iou": [0.5, 0.75 if head == best else 0.25], "scene": [0, 0]}
+        (cells / f"{head}-0.json").write_text(json.dumps({"values": dict.fromkeys(tests, found)}))
+
+
 def test_usefulness(run: Run, tmp_path: Path) -> None:
     """One cell is made; those that are there are read, and their differences are of the same phrases."""
     cells, options = tmp_path / "cells", ("--seeds", "0", "--steps", "2", "--labels", "4", "--scenes", "1")
     options = (*options, "--cells", str(cells), "--work", str(tmp_path), "--json", str(tmp_path / "rows.json"))
     tests = ("known words", "untaught colours", "untaught nouns", "other renderings")
-    cells.mkdir()
-    made = {"values": {test: {"iou": [0.5, 0.25], "scene": [0, 0]} for test in tests}}
-    for kind in ("taps", "no-taps", "untrained-taps"):
-        (cells / f"{kind}-0.json").write_text(json.dumps(made))
-    (cells / "taps-0.json").write_text(json.dumps(made).replace("0.25", "0.75"))
+    made_up(cells, tests, "taps", "no-taps", "untrained-taps")
     run("usefulness", *options)
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert rows["taps - no taps"]["known words"] == [0.25, 0.25, 0.25]
@@ -155,10 +159,7 @@ def test_ranks(run: Run, tmp_path: Path) -> None:
     tests = ("things", "stuff", "untaught colours", "untaught nouns", "other renderings")
     cells, options = tmp_path / "cells", ("--seeds", "0", "--steps", "1", "--labels", "2", "--scenes", "1")
     options = (*options, "--cells", str(cells), "--work", str(tmp_path), "--json", str(tmp_path / "rows.json"))
-    cells.mkdir()
-    made = {"values": {test: {"iou": [0.5, 0.25], "scene": [0, 0]} for test in tests}}
-    for head in ("whole", "rank-4", "rank-8", "rank-16"):
-        (cells / f"{head}-0.json").write_text(json.dumps(made).replace("0.25", "0.75" if head == "whole" else "0.25"))
+    made_up(cells, tests, "whole", "rank-4", "rank-8", "rank-16")
     run("ranks", *options)
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert rows["whole"]["stuff"] == [0.625] * 3

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,7 +122,7 @@ def _checked(setting: Setting, side: int) -> list[Item]:
     if name in ("folder", "aigi") or not setting.check:
         return []
     items = opened(name, setting.folder, None, side, setting.check)
-    return [items[i] for i in itertools.islice(range(len(items)), setting.check)]
+    return [items[i] for i in range(min(setting.check, len(items)))]
 
 
 def _figures(host: Host, head: Network, items: list[Item]) -> dict[str, float]:

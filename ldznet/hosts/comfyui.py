@@ -123,11 +123,12 @@ class RunningHead(TrainedHead):
 
     def fitted_to(self, host: Host) -> RunningHead:
         """Itself; raises HostError for a model of a family that the head does not fit."""
-        if not FAMILIES[host.family].has_trained_heads:
-            got = named_width(host.context_dim) if host.context_dim else FAMILIES[host.family].title
+        family = FAMILIES[host.family]
+        if not family.has_trained_heads:
             raise HostError(
-                f"Expected an SD 1.x, 2.x or SDXL UNet in the socket model, got {got}. No trained head fits it yet: "
-                "load the checkpoint that the head belongs to, or take the head attention (no download) for this model."
+                f"Expected an SD 1.x, 2.x or SDXL UNet in the socket model, got {family.title}. No trained head fits "
+                "it yet: load the checkpoint that the head belongs to, or take the head attention (no download) for "
+                "this model."
             )
         return super().fitted_to(host)
 

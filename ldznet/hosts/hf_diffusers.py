@@ -29,14 +29,15 @@ from .. import schedule
 from ..clip_bpe import Tokenizer
 from ..contracts import Block, Conditioning, Host, Observer, T, Taps, TapSpec
 from ..errors import CheckpointError, HostError, InputError, cause
+from ..images import require_pixels
 from ..schedule import NUM_TIMESTEPS, alphas_cumprod
-from ..shapes import PIXELS_PER_LATENT, Float, Int
+from ..shapes import Float, Int
 from ..taps import extract_taps, spatial_transformers
 from . import single_file
 from .encoders import OneEncoder, Texts, TwoEncoders, Words, added, evaluating
 from .families import INPAINTING_CHANNELS, family_of, inpainting_part, no_host, require_epsilon
 from .hf_diffusers_joint import Encoder, Form, JointDiffusersHost, form_of
-from .loading import fill, fill_text_encoder, placed, pretrained, read_json, ready, renamed
+from .loading import fill, fill_text_encoder, mode_of, placed, pretrained, read_json, ready, renamed
 
 CONFIGURATIONS = Path(__file__).parent  # sd1, sd2 and sdxl: what a single file lacks
 
@@ -195,12 +196,9 @@ class DiffusersHost:
     @torch.no_grad()
     def encode_image(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 4 h/8 w/8"]:
         """Model-space latents of `pixels` in [-1, 1], sides in multiples of 8: the mode of the posterior, scaled."""
-        if pixels.ndim != 4 or pixels.shape[1] != 3 or any(s % PIXELS_PER_LATENT for s in pixels.shape[2:]):
-            raise InputError(f"Expected pixels b 3 h w with sides in multiples of 8, got {tuple(pixels.shape)}.")
+        require_pixels(pixels)
         with evaluating(self._vae), self._exact_vae():
-            encoded = self._vae.encode(pixels.to(self.device, self._vae.dtype))
-        is_posterior = hasattr(encoded, "latent_dist")  # TAESD's latents come bare
-        latents = encoded.latent_dist.mode() if is_posterior else encoded.latents
+            latents = mode_of(self._vae, pixels.to(self.device))
         return (latents * self._vae.config.scaling_factor).to(self.dtype)
 
     @torch.no_grad()

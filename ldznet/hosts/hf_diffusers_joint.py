@@ -24,9 +24,11 @@ from ..attention.reading import Attention
 from ..clip_bpe import CONTEXT_LENGTH
 from ..contracts import Conditioning, Observer, T, Taps, TapSpec
 from ..errors import HostError, InputError, shown
+from ..images import require_pixels
 from ..shapes import Float, Int
 from .encoders import POOLED, evaluating
 from .joint import LONG
+from .loading import mode_of
 
 T5_ROWS = 256  # diffusers' default for SD 3, and the most that Flux.1 schnell takes
 GUIDANCE = 3.5  # of Flux.1 dev, which is told how much: the default of diffusers and of ComfyUI
@@ -196,12 +198,9 @@ class JointDiffusersHost:
     def encode_image(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c _ _"]:
         """Model-space latents of `pixels` in [-1, 1], sides in multiples of the VAE's cells: the posterior's mode,
         shifted and scaled."""
-        side = self.pixels_per_latent
-        if pixels.ndim != 4 or pixels.shape[1] != 3 or any(s % side for s in pixels.shape[2:]):
-            raise InputError(f"Expected pixels b 3 h w, sides in multiples of {side}, got {tuple(pixels.shape)}.")
+        require_pixels(pixels, self.pixels_per_latent)
         with evaluating(self._vae):
-            encoded = self._vae.encode(pixels.to(self.device, self._vae.dtype))
-        latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+            latents = mode_of(self._vae, pixels.to(self.device))
         return ((latents - self._shift) * self._vae.config.scaling_factor).to(self.dtype)
 
     @torch.no_grad()

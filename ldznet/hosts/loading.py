@@ -1,6 +1,7 @@
 """What opening a diffusers model takes beside diffusers: configurations read, weights put into modules, all checked.
 
-Classes of diffusers and transformers come as arguments, so it imports neither; `hf_diffusers` alone imports it.
+Classes of diffusers and transformers come as arguments, so it imports neither; `hf_diffusers` and `hf_diffusers_joint`
+alone import it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from ..checkpoints.formats import listing
 from ..errors import CheckpointError, cause, shown
 from ..placing import device_of, dtype_of
+from ..shapes import Float
 
 MOST_LAYERS, MOST_NUMBER = 128, 2**17  # in a configuration; CLIP's vocabulary has 49,408 words
 
@@ -67,6 +69,13 @@ def _require_modest(path: Path) -> None:
                 f"Expected numbers up to {most:,} as {shown(name)} in {path}, got {shown(repr(value))}. Take the "
                 "model's own folder."
             )
+
+
+def mode_of(vae: Any, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c _ _"]:
+    """What a VAE of diffusers makes of `pixels`: the posterior's mode, or TAESD's latents, which come bare."""
+    encoded = vae.encode(pixels.to(vae.dtype))
+    latents: Tensor = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+    return latents
 
 
 def ready(module: Any, device: torch.device, dtype: torch.dtype) -> Any:

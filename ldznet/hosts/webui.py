@@ -19,6 +19,7 @@ from .. import schedule
 from ..clip_bpe import require_length
 from ..contracts import FAMILIES, PUBLISHED_WIDTHS, Conditioning, Observer, T, Taps, TapSpec, named_width
 from ..errors import HostError, InputError
+from ..images import require_pixels
 from ..models.layers import timestep_embedding
 from ..shapes import PIXELS_PER_LATENT, Float, Int
 from ..taps import exclusively, extract_taps, ldm_specs, spatial_transformers, watching
@@ -86,8 +87,7 @@ class WebuiHost:
     def encode_image(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 4 h/8 w/8"]:
         """Model-space latents of `pixels` in [-1, 1], sides in multiples of 8: the mode of the posterior, which these
         hosts sample from. Nothing random is drawn; a picture at a time, so that memory does not grow with the batch."""
-        if pixels.ndim != 4 or pixels.shape[1] != 3 or any(s % PIXELS_PER_LATENT for s in pixels.shape[2:]):
-            raise InputError(f"Expected pixels b 3 h w with sides in multiples of 8, got {tuple(pixels.shape)}.")
+        require_pixels(pixels)
         with exclusively(self._vae), self.grad_free():
             latents = torch.cat([self._latents(picture) for picture in pixels.split(1)]).to(self.device, self.dtype)
         return latents.clone()  # out here it is a tensor like any other

@@ -54,7 +54,7 @@ def unet_config(unet: nn.Module) -> UNetConfig:
 
 
 def _depth(parts: Mapping[str, nn.Module], name: str) -> int:
-    """Transformer blocks of an input block, or of the middle block."""
+    """Transformer blocks of an input block."""
     depth = 0
     while ATTENTION.format(name, depth) in parts:
         depth += 1

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ..config import HeadConfig
 from ..contracts import Taps
-from ..errors import InputError
-from ..shapes import PIXELS_PER_LATENT, Float, Int, Real
+from ..images import require_pixels
+from ..shapes import Float, Int, Real
 from .checking import require_inputs
 from .maskhead import MaskHead
 from .unet import UNet
@@ -79,6 +79,5 @@ class RGBNet(LDZNet):
         taps: Taps | None = None,
     ) -> tuple[Float[Tensor, "b 1 h w"], Float[Tensor, " b"] | None]:
         """As LD-ZNet's, with pixels in the place of latents; their sides are multiples of 8."""
-        if latents.ndim != 4 or latents.shape[1] != 3 or any(s % PIXELS_PER_LATENT for s in latents.shape[2:]):
-            raise InputError(f"Expected pixels b 3 h w with sides in multiples of 8, got {tuple(latents.shape)}.")
+        require_pixels(latents)
         return super().masks_and_presence(self.stem(latents), timesteps, context, None)

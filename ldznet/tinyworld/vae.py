@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
-from ..shapes import PIXELS_PER_LATENT, Float
+from ..images import require_pixels
+from ..shapes import Float
 
 SCALE_FACTOR = 0.18215  # Stable Diffusion v1's: model-space latents = posterior mode * SCALE_FACTOR
 LATENT_CHANNELS = 4
@@ -61,8 +61,7 @@ class TinyVAE(nn.Module):
 
     def moments(self, pixels: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the posterior, each b 4 h/8 w/8, before the scale factor."""
-        if pixels.ndim != 4 or pixels.shape[1] != 3 or any(s % PIXELS_PER_LATENT for s in pixels.shape[2:]):
-            raise InputError(f"Expected pixels b 3 h w with sides in multiples of 8, got {tuple(pixels.shape)}.")
+        require_pixels(pixels)
         mean, log_variance = self.encoder(pixels).chunk(2, dim=1)
         return mean, log_variance.clamp(-30, 20)
 

@@ -141,9 +141,7 @@ class Run:
         for _ in range(2):
             start = time.perf_counter()
             batch = moved(self._batch(self.step), self.device)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-                loss, _ = self.task.loss(self.plain, batch)
-            loss.backward()
+            self._loss(self.plain, batch)[0].backward()
             self.optimizer.zero_grad(set_to_none=True)
             if self.device.type == "cuda":
                 torch.cuda.synchronize()
@@ -186,11 +184,13 @@ class Run:
             else:
                 group["lr"] = rate
 
+    def _loss(self, module: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            return self.task.loss(module, batch)
+
     def _eager_step(self, batch: Any) -> dict[str, Tensor]:
         self.optimizer.zero_grad(set_to_none=True)
-        bfloat16 = self.config.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
-            loss, figures = self.task.loss(self.module, batch)
+        loss, figures = self._loss(self.module, batch)
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.plain.parameters(), self.config.clip)
         self.optimizer.step()

@@ -99,10 +99,9 @@ class Tier:
             if isinstance(self.head, DeltaHead):
                 self.head.begin()
         cache.records = with_absent(cache.records)
-        folder.mkdir(parents=True, exist_ok=True)
         self.count = len(cache)
         taught = teacher and teacher.fitted_to(host)
-        self.task = HeadTask(self.head, host, cache, absent_share=ABSENT_SHARE, folder=folder, teacher=taught)
+        self.task = HeadTask(self.head, host, cache, absent_share=ABSENT_SHARE, folder=cache.folder, teacher=taught)
         self.run = Run(self.task, training, folder)
 
     def train(

@@ -193,3 +193,14 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def interrupt(server: Server, prompt: dict[str, Any]) -> None:
+    """Runs `prompt` until its first sign of progress."""
+    messages = Messages(server)
+    queued = server.post("/prompt", {"prompt": prompt, "client_id": server.client})["prompt_id"]
+    messages.until("progress", "execution_success", "execution_error")
+    server.post("/interrupt", {})
+    assert messages.until_done()[-1]["type"] == "execution_interrupted"
+    messages.close()
+    server.wait_for(queued)

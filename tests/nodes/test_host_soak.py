@@ -56,17 +56,6 @@ def prompt_of(number: int, ours: bool, steps: int) -> graphs.Prompt:
     return segmented(prompt, number)
 
 
-def cancel(server: host.Server, prompt: graphs.Prompt) -> None:
-    """Runs `prompt` until its first sign of progress."""
-    messages = host.Messages(server)
-    queued = server.post("/prompt", {"prompt": prompt, "client_id": server.client})["prompt_id"]
-    messages.until("progress", "execution_success", "execution_error")
-    server.post("/interrupt", {})
-    assert messages.until_done()[-1]["type"] == "execution_interrupted"
-    messages.close()
-    server.wait_for(queued)
-
-
 def segmenting(number: int) -> graphs.Prompt:
     """A long Segment by Text and no sampler: one whose cancel falls into our own loop."""
     prompt = {**graphs.base(), "latent": graphs.node("EmptyLatentImage", width=128, height=128, batch_size=4)}
@@ -88,7 +77,7 @@ def soak(server: host.Server, ours: bool) -> list[float]:
     for number in range(RUNS):
         if number % CYCLE == CYCLE - 1:
             in_ours = ours and number // CYCLE % 2 == 1
-            cancel(server, segmenting(number) if in_ours else prompt_of(number, ours, steps=600))
+            host.interrupt(server, segmenting(number) if in_ours else prompt_of(number, ours, steps=600))
         else:
             failed = host.error_of(server.run(prompt_of(number, ours, steps=3)))
             assert failed is None, failed

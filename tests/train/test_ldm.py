@@ -30,13 +30,6 @@ SIZE = 64
 
 
 @pytest.fixture(scope="module")
-def models() -> world.Models:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return world.fresh()
-
-
-@pytest.fixture(scope="module")
 def caches(models: world.Models, tmp_path_factory: pytest.TempPathFactory) -> list[Cache]:
     with torch.no_grad():
         return [
