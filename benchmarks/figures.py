@@ -47,7 +47,7 @@ JOBS: dict[str, tuple[str, ...]] = {
     "coarse-captured": ("coarse.py", "captured", "--scenes", "50"),
     "heatmap": ("heatmap.py", "--scenes", "100"),
     "usefulness": ("usefulness.py", "--seeds", "0"),
-    "ranks": ("ranks.py",),
+    "heads": ("heads.py", "--seeds", "0"),
     "shrinking": ("shrinking.py", "--scenes", "60"),
     "attention-cost": ("attention_cost.py", "--model", "sd1", "--size", "512", "--pairs", "3"),
     "truncation": ("truncation.py", "--pairs", "9"),

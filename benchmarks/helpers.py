@@ -101,9 +101,12 @@ def labelled(seed: int, count: int, host: TinyHost, work: Path) -> Cache:
     return add_latents(draw(data, work / f"labels-{seed}"), host.encode_image)
 
 
-def trained(head: Any, host: TinyHost, cache: Cache, config: TrainConfig, folder: Path, blind: bool = False) -> Any:
-    """`head`, with what it learned over `host` from labels that never name `UNTAUGHT` words; resumes in `folder`."""
-    task = HeadTask(head, host, cache, UNTAUGHT, blind)
+def trained(head: Any, host: TinyHost, cache: Cache, config: TrainConfig, folder: Path, **options: Any) -> Any:
+    """`head`, with what it learned over `host` from labels that never name `UNTAUGHT` words; resumes in `folder`.
+
+    `options` are `HeadTask`'s.
+    """
+    task = HeadTask(head, host, cache, UNTAUGHT, **options)
     learned = Run(task, config, folder).train()
     task.module.close()
     head.load_state_dict(part_of(learned, "head."))
@@ -129,20 +132,21 @@ def of_cells(
     made.add_argument("--labels", type=int, default=labels, help="scenes that a head is trained on")
     made.add_argument("--steps", type=int, default=steps, help="of 16 rows")
     made.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
+    made.add_argument("--only", nargs="+", choices=names, default=names, help="of the heads")
     made.add_argument("--work", type=Path, default=Path("runs") / folder, help="folder of the runs")
     made.add_argument("--cells", type=Path, default=ROOT / "docs/figures" / folder, help="folder of the cells")
     given = made.parse_args()
     setting = {"labels": given.labels, "steps": given.steps, "batch": 16, "scenes": given.scenes, "first scene": TEST}
     cells: dict[tuple[str, int], Values] = {}
     for seed in given.seeds:
-        for name in names:
+        for name in given.only:
             path = given.cells / f"{name}-{seed}.json".replace(" ", "-")
             if not path.exists():
                 values = cell(name, seed, given.labels, given.steps, given.scenes, given.work)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(json.dumps({**setting, "values": values}) + "\n", encoding="utf-8")
             cells[name, seed] = json.loads(path.read_text(encoding="utf-8"))["values"]
-    report(compared(cells, pairs), given.json)
+    report(compared(cells, [pair for pair in pairs if {*pair} <= {*given.only}]), given.json)
 
 
 def compared(cells: Mapping[tuple[str, int], Values], pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[str, Row]]:

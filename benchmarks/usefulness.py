@@ -49,7 +49,7 @@ def cell(kind: str, seed: int, labels: int, steps: int, scenes: int, work: Path)
         head = build_head(CONFIG)
     blind = kind == "no taps"
     training = TrainConfig(steps, seed=seed, ema=0.99, save_every=100)
-    trained(head, host, labelled(seed, labels, host, work), training, folder, blind)
+    trained(head, host, labelled(seed, labels, host, work), training, folder, blind=blind)
     found = {}
     for name, (test, asked) in ASKED.items():
         items = drawn(test, scenes)

@@ -15,7 +15,7 @@ from .errors import CheckpointError, cause
 from .schedule import NUM_TIMESTEPS
 from .shapes import PIXELS_PER_LATENT
 
-READING_TAPS = ("ldznet", "light", "delta")  # the networks that do, a delta head where it has blocks
+READING_TAPS = ("ldznet", "concatenation", "light", "delta")  # the networks that do, a delta head where it has blocks
 NUM_GROUPS = 32  # of the norms
 PUBLISHED_BLOCKS = ("input.8", "middle.0", "output.3", "output.4", "output.5")
 
@@ -99,17 +99,14 @@ class UNetConfig:
 class HeadConfig:
     """What a head is, what it asks of a host, and how it was trained. The defaults are the published LD-ZNet's."""
 
-    network: str = (
-        "ldznet"  # "rgbnet", "znet", "ldznet": the paper's three; "light", a decoder; "delta", the host's UNet
-    )
+    # "rgbnet", "znet", "ldznet", "concatenation": the paper's; "light", a decoder; "delta", the host's UNet
+    network: str = "ldznet"
     unet: UNetConfig = UNetConfig(out_channels=1)
     blocks: tuple[str, ...] = PUBLISHED_BLOCKS  # where taps are cross-attended; paper section 3.3
     host_unet: UNetConfig = UNetConfig()  # the UNet whose taps it was trained on
     latent_grid: tuple[int, int] = (48, 48)  # latent size in training: the grid of the positional embedding
     strides: tuple[int, int] = (1, 2)  # of a light head's two maps, in latent pixels
-    ranks: tuple[
-        int, ...
-    ] = ()  # of a delta head: of its change to each matrix of the UNet (`models.delta.matrices_of`)
+    ranks: tuple[int, ...] = ()  # of a delta head's change to each matrix of the UNet (`models.delta.matrices_of`)
     attn3_width: int = 0  # of a delta head: inside its slim attn3; 0 for the paper's, with its pool
     size_multiple: int = 64  # pixels; the sides of the image at the head's resolution are multiples of this
     timestep: int = 400  # where taps are taken
@@ -139,7 +136,7 @@ class HeadConfig:
             raise fault("blocks", self.blocks, f"1 to {MOST_BLOCKS} names")
         if self.attn3_width % self.unet.num_heads:
             raise fault("attn3_width", self.attn3_width, f"a multiple of {self.unet.num_heads} heads")
-        for unet in (self.host_unet, self.unet) if self.network in ("ldznet", "delta") else (self.host_unet,):
+        for unet in (self.host_unet, self.unet) if self.network != "light" else (self.host_unet,):
             specs = unet.tap_specs()
             for block in self.blocks:
                 if block not in specs:

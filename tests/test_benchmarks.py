@@ -154,20 +154,20 @@ def test_usefulness(run: Run, tmp_path: Path) -> None:
     assert fresh["values"]["untaught nouns"]["scene"] == [0] * len(fresh["values"]["untaught nouns"]["iou"])
 
 
-def test_ranks(run: Run, tmp_path: Path) -> None:
-    """One cell is made; those that are there are read."""
+def test_heads(run: Run, tmp_path: Path) -> None:
+    """One cell is made, of the head that learns from pixels; those that are there are read."""
     tests = ("things", "stuff", "untaught colours", "untaught nouns", "other renderings")
     cells, options = tmp_path / "cells", ("--seeds", "0", "--steps", "1", "--labels", "2", "--scenes", "1")
     options = (*options, "--cells", str(cells), "--work", str(tmp_path), "--json", str(tmp_path / "rows.json"))
-    made_up(cells, tests, "whole", "rank-4", "rank-8", "rank-16")
-    run("ranks", *options)
+    made_up(cells, tests, "LD-ZNet", "rank-4", "ZNet")
+    run("heads", *options, "--only", "ZNet", "LD-ZNet", "rank 4")
     rows = json.loads((tmp_path / "rows.json").read_text())
-    assert rows["whole"]["stuff"] == [0.625] * 3
-    assert rows["rank 16 - whole"]["things"] == [-0.25] * 3
-    (cells / "rank-4-0.json").unlink()
-    with pytest.raises(ValueError, match="length"):  # another number of phrases than those that were made up
-        run("ranks", *options)
-    fresh = json.loads((cells / "rank-4-0.json").read_text())
+    assert rows["LD-ZNet"]["stuff"] == [0.625] * 3
+    assert rows["rank 4 - LD-ZNet"]["things"] == [-0.25] * 3
+    assert rows["LD-ZNet - ZNet"]["things"] == [0.25] * 3
+    assert "LD-ZNet, best blocks - ZNet" not in rows
+    run("heads", *options, "--only", "RGBNet")
+    fresh = json.loads((cells / "RGBNet-0.json").read_text())
     assert fresh["steps"] == 1
     assert len(fresh["values"]["things"]["iou"]) == len(fresh["values"]["other renderings"]["iou"]) > 0
     assert len(fresh["values"]["stuff"]["iou"]) > 0

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..contracts import Conditioning, Host
 from ..errors import InputError, cause
 from ..models.trained import conditioned
-from ..shapes import Float
+from ..shapes import Float, UInt8
 from ..writing import replacing
 from .items import Dataset
 
@@ -174,6 +174,11 @@ def latents_of(caches: Sequence[Cache]) -> Float[Tensor, "n c h w"]:
     if len(latents) < len(caches):
         raise ValueError("Expected caches with latents, got one without. Call add_latents first.")
     return torch.cat(latents)
+
+
+def pixels_of(caches: Sequence[Cache]) -> UInt8[Tensor, "n 3 h w"]:
+    """The pictures of all `caches`, one after the other."""
+    return torch.cat([torch.from_numpy(np.array(cache.images)).permute(0, 3, 1, 2) for cache in caches])
 
 
 def _same_length(cache: Cache, dataset: Dataset) -> Cache:

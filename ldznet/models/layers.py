@@ -223,3 +223,23 @@ class SpatialTransformer(nn.Module):
             h = block(h, context)
         h = self.transformer_blocks[-1](h, context, pooled)
         return x + self.proj_out(rearrange(h, "b (h w) c -> b c h w", h=x.shape[2]))
+
+
+class ConcatenatingTransformer(SpatialTransformer):
+    """One that reads its tap by concatenation, which the paper compares with attn3: the tap's channels beside the
+    map's own, brought back to these by a 1 x 1 convolution, before all else. The map is added back, and the
+    convolution starts small, so that the rest of the network is at first what it was."""
+
+    def __init__(
+        self, channels: int, heads: int, context_dim: int, tap_dim: int, operations: Any = nn, depth: int = 1
+    ) -> None:
+        super().__init__(channels, heads, context_dim, operations=operations, depth=depth)
+        self.fuse = operations.Conv2d(channels + tap_dim, channels, 1)
+        drawn(self.fuse.weight.data, 0.01)
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], context: Float[Tensor, "b m d"], tap: Float[Tensor, "b t h w"] | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        if tap is not None:
+            x = x + self.fuse(torch.cat([x, tap], dim=1))
+        return super().forward(x, context)

@@ -1,7 +1,8 @@
 """LD-ZNet, ZNet and RGBNet (PNVR et al., ICCV 2023, arXiv 2303.12343): a Stable Diffusion UNet that outputs a mask.
 
-Three configurations of one network: ZNet is LD-ZNet without taps, RGBNet is ZNet behind a convolutional stem. Official
-code: github.com/koutilya-pnvr/LD-ZNet (Apache 2.0). For checkpoints and training, never for a host.
+Configurations of one network: ZNet is LD-ZNet without taps, RGBNet is ZNet behind a convolutional stem, and
+ConcatenationNet the fusion that the paper compares attn3 with. Official code: github.com/koutilya-pnvr/LD-ZNet (Apache
+2.0). For checkpoints and training, never for a host.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ..contracts import Taps
 from ..images import require_pixels
 from ..shapes import Float, Int, Real
 from .checking import require_inputs
+from .layers import ConcatenatingTransformer, SpatialTransformer
 from .maskhead import MaskHead
 from .unet import UNet
 
@@ -60,6 +62,16 @@ class LDZNet(MaskHead, UNet):
         return self.read(self.features(latents, timesteps, context, taps))
 
 
+class ConcatenationNet(LDZNet):
+    """LD-ZNet with each tap concatenated to the map at its place instead of cross-attended (paper, section 4)."""
+
+    def _transformer(self, block: str, channels: int, level: int) -> SpatialTransformer:
+        if block not in self._taps:
+            return super()._transformer(block, channels, level)
+        sizes, depth = (channels, self.config.num_heads, self.config.context_dim), self.config.depth(level)
+        return ConcatenatingTransformer(*sizes, self._taps[block].channels, self._ops, depth)
+
+
 class RGBNet(LDZNet):
     """The same network on pixels in [-1, 1]. The paper leaves the shape open: three strided convolutions here."""
 
@@ -71,6 +83,17 @@ class RGBNet(LDZNet):
             layers += [operations.Conv2d(here, after, 3, stride=2, padding=1), nn.SiLU()]
         self.stem = nn.Sequential(*layers[:-1])
 
+    def features(
+        self,
+        latents: Float[Tensor, "b 3 h w"],
+        timesteps: Real[Tensor, " b"],
+        context: Float[Tensor, "b n d"],
+        taps: Taps | None = None,
+        kept: Float[Tensor, "b 2"] | None = None,
+    ) -> Float[Tensor, "b m h/8 w/8"]:
+        """As LD-ZNet's, with pixels in the place of latents."""
+        return super().features(self.stem(latents), timesteps, context, None, kept)
+
     def masks_and_presence(
         self,
         latents: Float[Tensor, "b 3 h w"],
@@ -80,4 +103,4 @@ class RGBNet(LDZNet):
     ) -> tuple[Float[Tensor, "b 1 h w"], Float[Tensor, " b"] | None]:
         """As LD-ZNet's, with pixels in the place of latents; their sides are multiples of 8."""
         require_pixels(latents)
-        return super().masks_and_presence(self.stem(latents), timesteps, context, None)
+        return self.read(self.features(latents, timesteps, context))

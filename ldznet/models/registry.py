@@ -9,7 +9,7 @@ from torch import nn
 from ..config import HeadConfig
 from ..errors import CheckpointError
 from .delta import DeltaHead
-from .ldznet import LDZNet, RGBNet
+from .ldznet import ConcatenationNet, LDZNet, RGBNet
 from .light import LightHead
 
 OwnNetwork = LDZNet | LightHead  # that run without a pass of the host's UNet
@@ -19,6 +19,7 @@ HEADS: dict[str, type[Network]] = {
     "rgbnet": RGBNet,
     "znet": LDZNet,
     "ldznet": LDZNet,
+    "concatenation": ConcatenationNet,
     "light": LightHead,
     "delta": DeltaHead,
 }

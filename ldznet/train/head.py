@@ -22,11 +22,12 @@ from torch import Tensor, nn
 
 from ..config import HeadConfig
 from ..contracts import Conditioning, Host, Taps
-from ..data.cache import Cache, latents_of, texts_of
+from ..data.cache import Cache, latents_of, pixels_of, texts_of
 from ..errors import InputError
 from ..models import DeltaHead, Network, TrainedHead
 from ..models.trained import taps_of
 from ..phrases import ARTICLES, fill
+from ..shapes import PIXELS_PER_LATENT
 from .engine import channels_last
 
 ABSENT_SHARE = 0.3
@@ -132,8 +133,9 @@ class HeadTask:
 
     Contexts of all phrases are encoded once, into files of `folder` where there is one, taps at every step. `unnamed`
     words are in no phrase that is asked for. A `blind` head never has its taps. `absent_share` of the phrases are not
-    in their picture. With a `teacher`, a head over the same host, masks of present phrases are the mean of the labels
-    and of its soft masks (distillation; Hinton et al., arXiv 1503.02531).
+    in their picture; `input_drop` of the rows have no latents, and as many others no taps. With a `teacher`, a head
+    over the same host, masks of present phrases are the mean of the labels and of its soft masks (distillation; Hinton
+    et al., arXiv 1503.02531).
     """
 
     def __init__(
@@ -146,12 +148,13 @@ class HeadTask:
         absent_share: float = ABSENT_SHARE,
         folder: Path | None = None,
         teacher: TrainedHead | None = None,
+        input_drop: float = INPUT_DROP,
     ) -> None:
-        self.teacher = teacher
+        self.teacher, self.input_drop = teacher, input_drop
         caches = [caches] if isinstance(caches, Cache) else list(caches)
         self.host, self.config, self.blind, self.absent_share = host, head.head_config, blind, absent_share
         self.device = torch.device(getattr(host, "device", "cpu"))
-        self.latents = latents_of(caches).to(self.device)
+        self.inputs = (pixels_of(caches) if self.config.takes_pixels else latents_of(caches)).to(self.device)
         self.planes = _planes(caches, self.device)
         self.size = caches[0].images.shape[1:3]
         self._describe(caches, frozenset(unnamed))
@@ -205,7 +208,7 @@ class HeadTask:
         texts, planes, present = self._phrases(index, generator)
         text = self._text(texts)
         masks = self._masks(planes) * present.to(self.device)[:, None, None]
-        latents = self.latents[index.to(self.device)].float()
+        latents = self._inputs(index)
         masks = self._taught(masks[:, None], latents, text, generator)
         taps = self._taps(latents, text, generator)
         return (
@@ -220,6 +223,11 @@ class HeadTask:
 
     def loss(self, module: nn.Module, batch: tuple) -> tuple[Tensor, dict[str, Tensor]]:
         return module(*batch)
+
+    def _inputs(self, index: Tensor) -> Tensor:
+        """Latents b 4 h w, or pixels in [-1, 1] where the head takes those."""
+        rows = self.inputs[index.to(self.device)].float()
+        return rows / 127.5 - 1 if self.config.takes_pixels else rows
 
     def _text(self, rows: Tensor) -> Conditioning:
         """Some rows, in float32 on the device."""
@@ -250,7 +258,7 @@ class HeadTask:
 
     def _word_maps(self, index: Tensor) -> Tensor:
         """Share of each latent cell that belongs to phrases with a word, b words h w."""
-        size = (self.latents.shape[2], self.latents.shape[3])
+        size = (self.size[0] // PIXELS_PER_LATENT, self.size[1] // PIXELS_PER_LATENT)
         most, maps = self.texts.shape[1], torch.zeros(len(index), len(self.columns), *size, device=self.device)
         for which in range(most):
             there = (self.texts_there[index] > which).to(self.device)
@@ -261,9 +269,10 @@ class HeadTask:
         return maps
 
     def _kept(self, size: int, generator: torch.Generator) -> Tensor:
-        """Which inputs a row has, b 2: in a quarter no latents, in another no taps; all, where a head reads no taps."""
+        """Which inputs a row has, b 2: in `input_drop` of them no latents, in as many others no taps. Where a head
+        reads no taps, the latents."""
         drawn = torch.rand(size, generator=generator)
-        kept = torch.stack([drawn >= INPUT_DROP, drawn < 1 - INPUT_DROP], dim=1).float()
+        kept = torch.stack([drawn >= self.input_drop, drawn < 1 - self.input_drop], dim=1).float()
         if self.blind or not self.config.tap_specs:
             kept[:, 0], kept[:, 1] = 1, 0
         return kept
