@@ -54,6 +54,7 @@ JOBS: dict[str, tuple[str, ...]] = {
     "capture-cost": ("capture_cost.py", "--comfyui", COMFYUI, "--size", "256", "--steps", "20"),
     "inpaint": ("inpaint.py", "--pictures", "20"),
     "steering": ("steering.py", "--seeds", "50"),
+    "steering-tiny": ("steering.py", "--seeds", "50", "--head", "tiny", "--way", "cross-attention"),
     "frames": ("frames.py", "--scenes", "20"),
 }
 PICTURES: dict[str, tuple[str, ...]] = {  # by their file in docs/

@@ -63,13 +63,13 @@ def train(setting: Setting, say: Callable[[str], None]) -> Path:
     config = tiers.tier_config(setting.tier, host.family, unet_config(host.unet), side, setting.rank)
     pictures = _pictures(setting, side)
     with processes.main_process_first():
-        name = f"{setting.dataset}-{setting.split}-{side}-{Path(setting.model).stem}"  # latents are of that model
+        name = f"{setting.dataset}-{setting.split}-{side}-{Path(setting.model).stem}"
         cache = _cache(pictures, host, setting.runs / name)
     changes = {name: value for name in ("steps", "batch") if (value := getattr(setting, name)) is not None}
     precision = "bf16" if host.device.type == "cuda" else "no"
     training = dataclasses.replace(tiers.RECIPE, seed=setting.seed, precision=precision, **changes)
     teacher = load_head(setting.teacher, device=host.device) if setting.teacher else None
-    tier = tiers.Tier(config, host, cache, training, setting.runs / setting.tier, teacher)
+    tier = tiers.Tier(config, host, cache, training, setting.runs / f"{setting.tier}-{name}", teacher)
     trial = tier.run.trial()
     if processes.is_main_process:
         say(described(tier, trial))

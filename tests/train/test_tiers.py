@@ -290,7 +290,7 @@ def test_the_command_trains_on_a_dataset(tmp_path: Path) -> None:
     assert command.train(setting, said.append) == setting.out
     assert re.search(r"3 pictures, 2 steps of 2: .* s each, about 0 minutes; .* GB at the peak", said[0])
     assert load_head(setting.out).head_config.latent_grid == (8, 8)
-    log = (tmp_path / "runs/light/log.csv").read_text(encoding="utf-8")
+    log = (tmp_path / "runs/light-tinyworld-train-64-tiny/log.csv").read_text(encoding="utf-8")
     assert "mIoU" in log.splitlines()[0]
     assert "AUROC" in log.splitlines()[0]
     with pytest.raises(InputError, match=r"Expected the name of a new \.safetensors file"):
