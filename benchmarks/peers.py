@@ -6,8 +6,9 @@
 Each case has a process of its own, which alternates with one of the baseline: captured taps, one phrase, 384 px,
 float32. A case that is in the JSON is not run again. Others are transformers' classes in their published sizes; they
 get tensors of the size that they ask for and a short phrase, SAM one fixed box after Grounding DINO. Ours are the
-published head over diffusers' Stable Diffusion 1.x, without its text encoder (6.6 GMAC a phrase). Weights are random
-everywhere: time does not depend on them. Seconds are the processor's, of all threads. SAM 3 needs torchvision.
+published head over diffusers' Stable Diffusion 1.x, without its text encoder (6.6 GMAC a phrase), and the tiers of
+`ldznet train head`; "new" is what they add to the weights of a Stable Diffusion that is loaded anyway. Weights are
+random everywhere: time does not depend on them. Seconds are the processor's, of all threads. SAM 3 needs torchvision.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ from torch import Tensor, nn
 from ldznet import Predictor
 from ldznet.attention import AttentionHead
 from ldznet.checkpoints.load import meta_head
-from ldznet.config import HeadConfig
+from ldznet.config import HeadConfig, UNetConfig
 from ldznet.hosts.hf_diffusers import DiffusersHost
 from ldznet.models import CapturedTaps
 from ldznet.shapes import PIXELS_PER_LATENT, tap_size
+from ldznet.train.tiers import tier_config
 
 SD1 = Path(__file__).parents[1] / "ldznet" / "hosts" / "sd1"
 BASELINE = "captured"
@@ -47,10 +49,11 @@ SAM_H = {
 
 
 class Work(NamedTuple):
-    """Networks, and what makes all masks with them."""
+    """Networks, what makes all masks with them, and those of the networks that no host has loaded."""
 
     networks: Sequence[nn.Module]
     run: Callable[[], Any]
+    new: Sequence[nn.Module]
 
 
 class Host(DiffusersHost):
@@ -68,16 +71,24 @@ def filled(module: Any, dtype: torch.dtype) -> Any:
     return module
 
 
-def ours(kind: str, phrases: int = 1, size: int = 384, dtype: torch.dtype = torch.float32) -> Work:
-    """A predictor given an image, latents, or captured taps; or the same without taps (ZNet)."""
+PUBLISHED = HeadConfig()
+ZNET = HeadConfig(network="znet", blocks=())
+TIERS = {tier: tier_config(tier, "sd1", UNetConfig(), 384) for tier in ("light", "one", "two")}
+
+
+def ours(
+    given: str, phrases: int = 1, size: int = 384, dtype: torch.dtype = torch.float32, config: HeadConfig = PUBLISHED
+) -> Work:
+    """A predictor given an image, latents, or what was captured; a head without taps needs no more than latents."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     with torch.device("meta"):
-        head: Any = meta_head(HeadConfig(network="znet", blocks=()) if kind == "znet" else HeadConfig())
+        head: Any = meta_head(config)
         unet: Any = UNet2DConditionModel.from_config(json.loads((SD1 / "unet.json").read_text()))
         vae: Any = AutoencoderKL.from_config(json.loads((SD1 / "vae.json").read_text()))
-    head, used = filled(head, dtype), {"image": [unet, vae], "latent": [unet]}.get(kind, [])
-    for module in used:
+    captured = given == "captured"
+    used = [*([unet] if config.network == "delta" or not captured else []), *([vae] if given == "image" else [])]
+    for module in (head, *used):
         filled(module, dtype)
     host = Host(unet, vae, texts=None, device=torch.device("cpu"))  # type: ignore[arg-type]
     predictor, side = Predictor(host, head, resolution="native"), size // PIXELS_PER_LATENT
@@ -86,13 +97,13 @@ def ours(kind: str, phrases: int = 1, size: int = 384, dtype: torch.dtype = torc
     taps = {spec.block: torch.randn(1, spec.channels, *tap_size((side, side), spec.stride)) for spec in specs}
 
     def run() -> None:
-        if kind == "image":
+        if given == "image":
             predictor.set_image(pixels, value_range=(0, 1))
         else:
-            predictor.set_latents(latents, captured=CapturedTaps(taps) if kind == "captured" else None)
+            predictor.set_latents(latents, captured=CapturedTaps(taps) if captured else None)
         predictor.predict(PHRASES[:phrases])
 
-    return Work([head, *used], run)
+    return Work([head, *used], run, [head])
 
 
 def attention(phrases: int = 1, size: int = 512) -> Work:
@@ -100,7 +111,7 @@ def attention(phrases: int = 1, size: int = 512) -> Work:
     host = BareHost("sd1", torch.device("cpu"), torch.float32)
     head, side = AttentionHead().fitted_to(host), size // PIXELS_PER_LATENT
     latents = host.noise(1, 4, side, side)
-    return Work([host.unet], lambda: head.segment(host, latents, PHRASES[:phrases], timestep=100, seed=0))
+    return Work([host.unet], lambda: head.segment(host, latents, PHRASES[:phrases], timestep=100, seed=0), [])
 
 
 def clipseg() -> Work:
@@ -108,7 +119,8 @@ def clipseg() -> Work:
     from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
     model = CLIPSegForImageSegmentation(CLIPSegConfig(vision_config={"patch_size": 16})).eval()
-    return Work([model], lambda: model(input_ids=words(77), pixel_values=picture(352), interpolate_pos_encoding=True))
+    given = {"input_ids": words(77), "pixel_values": picture(352)}
+    return Work([model], lambda: model(**given, interpolate_pos_encoding=True), [model])
 
 
 def grounded_sam(**vision: Any) -> Work:
@@ -123,7 +135,7 @@ def grounded_sam(**vision: Any) -> Work:
         dino(pixel_values=picture(800), input_ids=words(6))
         sam(pixel_values=picture(1024), input_boxes=box, multimask_output=False)
 
-    return Work([dino, sam], run)
+    return Work([dino, sam], run, [dino, sam])
 
 
 def sam3() -> Work:
@@ -131,7 +143,7 @@ def sam3() -> Work:
     from transformers import Sam3Config, Sam3Model
 
     model = Sam3Model(Sam3Config()).eval()
-    return Work([model], lambda: model(pixel_values=picture(1008), input_ids=words(32)))
+    return Work([model], lambda: model(pixel_values=picture(1008), input_ids=words(32)), [model])
 
 
 def words(count: int) -> Tensor:
@@ -154,7 +166,14 @@ CASES: dict[str, Callable[[], Work]] = {
     "latent, 4 phrases": functools.partial(ours, "latent", 4),
     "image": functools.partial(ours, "image"),
     "image, 512 px": functools.partial(ours, "image", 1, 512),
-    "znet": functools.partial(ours, "znet"),
+    "znet": functools.partial(ours, "captured", config=ZNET),
+    "light": functools.partial(ours, "captured", config=TIERS["light"]),
+    "light, 8 phrases": functools.partial(ours, "captured", 8, config=TIERS["light"]),
+    "light, bfloat16": functools.partial(ours, "captured", 1, 384, torch.bfloat16, TIERS["light"]),
+    "one pass": functools.partial(ours, "captured", config=TIERS["one"]),
+    "one pass, 8 phrases": functools.partial(ours, "captured", 8, config=TIERS["one"]),
+    "two passes, captured": functools.partial(ours, "captured", config=TIERS["two"]),
+    "two passes, latent": functools.partial(ours, "latent", config=TIERS["two"]),
     "attention, 512 px": attention,
     "attention, 512 px, 8 phrases": functools.partial(attention, 8),
     "clipseg": clipseg,
@@ -164,12 +183,16 @@ CASES: dict[str, Callable[[], Work]] = {
 }
 
 
+def parameters(networks: Sequence[nn.Module]) -> int:
+    return sum(p.numel() for network in networks for p in network.parameters())
+
+
 @torch.no_grad()
 def serve(name: str, threads: int) -> None:
     """Says what the case is, then runs it once for each line that comes, and answers with seconds and peak in GB."""
     torch.set_num_threads(threads)
     work = CASES[name]()
-    print(json.dumps({"parameters": sum(p.numel() for net in work.networks for p in net.parameters())}), flush=True)
+    print(json.dumps({"parameters": parameters(work.networks), "new": parameters(work.new)}), flush=True)
     for _ in sys.stdin:
         forget_peak(torch.device("cpu"))
         start = time.process_time()
@@ -221,11 +244,15 @@ def compared(name: str, pairs: int, threads: int, warm: bool) -> dict[str, Any]:
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
-    lines = ["| case | times the baseline (range, pairs) | peak of the process | parameters |", "|---|---|---|---|"]
+    lines = [
+        "| case | times the baseline (range, pairs) | peak of the process | parameters | new |",
+        "|---|---|---|---|---|",
+    ]
     for name, row in rows.items():
         ratios = row["ratios"]
         time_ = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}, {len(ratios)})"
-        lines.append(f"| {name} | {time_} | {row['peak_gb']:.1f} GB | {row['parameters'] / 1e6:.0f} M |")
+        sizes = f"{row['parameters'] / 1e6:.0f} M | {row['new'] / 1e6:.1f} M"
+        lines.append(f"| {name} | {time_} | {row['peak_gb']:.1f} GB | {sizes} |")
     return "\n".join(lines)
 
 

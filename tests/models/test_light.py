@@ -6,10 +6,13 @@ import dataclasses
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from ldznet.config import UNetConfig
 from ldznet.errors import InputError
 from ldznet.models import LightHead, build_head
 from ldznet.tinyworld import world
+from ldznet.train.tiers import tier_config
 
 CONFIG = world.head_config("light")
 
@@ -92,3 +95,13 @@ def test_a_missing_tap_is_named(head: LightHead) -> None:
     del taps["output.8"]
     with pytest.raises(InputError, match=r"a tap for block output\.8"):
         head(latents, zeros, context, taps)
+
+
+def test_over_sd1_it_costs_less_than_six_billion_multiply_adds() -> None:
+    """At 384 px, without text encoder and feature pass, as docs/cost.md has it."""
+    config = tier_config("light", "sd1", UNetConfig(), 384)
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        taps = {b: torch.zeros(1, s.channels, 48 // s.stride, 48 // s.stride) for b, s in config.tap_specs.items()}
+        given = torch.zeros(1, 4, 48, 48), torch.zeros(1, dtype=torch.int64), torch.zeros(1, 77, 768)
+        build_head(config).masks_and_presence(*given, taps)
+    assert counter.get_total_flops() / 2e9 == pytest.approx(5.63, abs=0.01)
