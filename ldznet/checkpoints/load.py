@@ -6,7 +6,9 @@ May be imported by the predictor's side (`ldznet.load_head`), by the tiny world 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, overload
@@ -29,8 +31,9 @@ WEIGHTS = Path(__file__).parents[1] / "tinyworld" / "weights"
 EMBEDDED: dict[str, Path] = {  # heads that come with the library, by the name that `load_head` takes
     "tiny": WEIGHTS / "ldznet.safetensors",
     "tiny-light": WEIGHTS / "light.safetensors",
-    "tiny-znet": WEIGHTS / "znet.safetensors",
+    "tiny-znet": WEIGHTS / "ldznet.safetensors",
 }
+ZNET = "tiny-znet"  # LD-ZNet's weights without attn3, which are all that a ZNet has
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -56,8 +59,8 @@ def load_head(
     dtype: torch.dtype | None = None,
     operations: Any = nn,
 ) -> Network | AttentionHead:
-    """The head in a .safetensors file, or an embedded one: "tiny" (LD-ZNet), "tiny-light" or "tiny-znet"; ready to
-    run, frozen.
+    """The head in a .safetensors file, or an embedded one: "tiny" (LD-ZNet), "tiny-light", or "tiny-znet", which
+    is "tiny" without attn3; ready to run, frozen.
     "attention" is the one that needs no file and runs where its host does.
 
     `device` None is the CPU. `dtype` None is float32 on a CPU and the file's own elsewhere. In its own dtype on a CPU a
@@ -68,8 +71,8 @@ def load_head(
     device, dtype = device_of(device), dtype_of(dtype)
     if str(source) == ATTENTION:
         return AttentionHead()
-    with open_safetensors(_path_of(source)) as file:
-        return _fill(meta_head(config_of(file) or HeadConfig(), operations), file, OWNER, device, dtype)
+    with _opened(source) as (file, config):
+        return _fill(meta_head(config, operations), file, OWNER, device, dtype)
 
 
 class HeadInfo(NamedTuple):
@@ -85,12 +88,23 @@ def head_info(source: str | Path) -> HeadInfo:
     """Of any head that `load_head` takes, from its file's first bytes alone; raises as that does."""
     if str(source) == ATTENTION:
         return HeadInfo(AttentionHead().head_config, 0, None, {})
-    with open_safetensors(_path_of(source)) as file:
-        config = config_of(file) or HeadConfig()
+    with _opened(source) as (file, config):
         match(file.tensors, layout_of(meta_head(config)), file.path.name, OWNER)
         parameters = sum(torch.Size(info.shape).numel() for info in file.tensors.values())
         metadata = {key: text for key, text in file.metadata.items() if key != "config"}
         return HeadInfo(config, parameters, common_dtype([info.dtype for info in file.tensors.values()]), metadata)
+
+
+@contextmanager
+def _opened(source: str | Path) -> Iterator[tuple[TensorFile, HeadConfig]]:
+    """The file of a head, and its configuration."""
+    with open_safetensors(_path_of(source)) as file:
+        config = config_of(file) or HeadConfig()
+        if str(source) == ZNET:
+            config = replace(config, network="znet")
+            own = layout_of(meta_head(config))
+            file = replace(file, tensors={name: info for name, info in file.tensors.items() if name in own})
+        yield file, config
 
 
 def _path_of(source: str | Path) -> Path:

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..checkpoints import load_head
 from ..data import FolderDataset, TinyWorldDataset
 from ..data.cache import Cache, draw
 from ..data.items import Dataset
@@ -68,8 +67,7 @@ def _run(stage: recipe.Stage, singles: Cache | None, binding: float) -> list[Pat
         if stage.name == "sd3":
             return recipe.train_joint(stage, singles, progress)
         host = TinyHost.load(weights=stage.weights)
-        start = load_head(stage.file("ldznet")) if stage.name == "znet" else host.models.unet
-        return recipe.train_head(stage, host, start, progress)
+        return recipe.train_head(stage, host, host.models.unet, progress)
 
 
 def _cache(setting: Setting, stage: str) -> Cache:

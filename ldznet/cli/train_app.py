@@ -18,7 +18,6 @@ STAGES = {  # of `recipe.STAGES`, which waits for torch
     "ldm": "The tiny world's denoising UNet.",
     "ldznet": "The head *tiny*, an LD-ZNet.",
     "light": "The head *tiny-light*.",
-    "znet": "The head *tiny-znet*.",
     "sd3": "A small SD 3 of the tiny world; needs diffusers.",
 }
 

@@ -43,7 +43,6 @@ STAGES: dict[str, TrainConfig] = {  # in the order in which `ldznet train all` r
     "ldm": TrainConfig(25_000, 16, 1e-3, ema=0.999),
     "ldznet": TrainConfig(12_500, 16, 1e-3, ema=0.998),
     "light": TrainConfig(10_000, 32, 1e-3, ema=0.998),
-    "znet": TrainConfig(1_500, 16, 5e-4, ema=0.998),
     "sd3": TrainConfig(25_000, 16, 1.5e-3, ema=0.998),
 }
 WATCHED_SEED, WATCHED = 700_000, 70  # captions that sd3 draws when its state is saved
@@ -154,13 +153,12 @@ def _drawing(models: world.Models, judge: Path, transformer: nn.Module) -> Exami
     return examine
 
 
-def train_head(stage: Stage, host: Host, start: nn.Module, progress: Progress) -> list[Path]:
-    """Trains a head over `host`: on from its own file where there is one, else from what it shares with `start`."""
+def train_head(stage: Stage, host: Host, unet: nn.Module, progress: Progress) -> list[Path]:
+    """Trains a head over `host`: on from its own file where there is one, else from what it shares with the `unet`."""
     cache = add_latents(stage.cache, host.encode_image)
     with seeded(stage.config.seed):
         head = build_head(world.head_config(stage.name))
-    source = load_head(stage.file()) if stage.file().exists() else start
-    start_from(head, source)
+    start_from(head, load_head(stage.file()) if stage.file().exists() else unet)
     assert isinstance(head, (LDZNet, LightHead))  # what the embedded heads are
     trained = Run(HeadTask(head, host, cache), stage.config, stage.folder).train(progress)
     head.load_state_dict(part_of(trained, "head."))

@@ -99,8 +99,9 @@ def test_at_full_rank_it_is_the_head_that_it_was_made_from(host: TinyHost, whole
 
 
 def test_without_blocks_it_is_a_znet(host: TinyHost, tmp_path: Path) -> None:
-    shrink(WEIGHTS / "znet.safetensors", tmp_path / "znet.safetensors", BASE, rank=4096, dtype=torch.float32)
-    head = load_head(tmp_path / "znet.safetensors")
+    save_head(load_head("tiny-znet"), tmp_path / "znet.safetensors", {})
+    shrink(tmp_path / "znet.safetensors", tmp_path / "delta.safetensors", BASE, rank=4096, dtype=torch.float32)
+    head = load_head(tmp_path / "delta.safetensors")
     assert head.head_config.tap_specs == {}
     torch.testing.assert_close(logits(host, head), logits(host, load_head("tiny-znet")), atol=1e-3, rtol=0)
 

@@ -44,7 +44,7 @@ def test_every_stage_writes_its_weights(written: list[Path], setting: command.Se
 
 def test_the_weights_make_a_host_and_heads(written: list[Path], setting: command.Setting) -> None:
     host = TinyHost.load(weights=setting.weights)
-    for name in ("ldznet", "light", "znet"):
+    for name in ("ldznet", "light"):
         predictor = Predictor(host, load_head(setting.weights / f"{name}.safetensors"))
         predictor.set_image(tinyworld.scene(0).image)
         assert predictor.predict(["grass"]).probabilities.isfinite().all()
@@ -59,13 +59,13 @@ def test_latents_of_the_trained_vae_have_unit_deviation(written: list[Path], set
 
 
 def test_a_stage_goes_on_from_its_weights(written: list[Path], setting: command.Setting, tmp_path: Path) -> None:
-    before = load_head(setting.weights / "znet.safetensors").state_dict()
+    before = load_head(setting.weights / "light.safetensors").state_dict()
     patient = dataclasses.replace(setting, steps=1, out=tmp_path)
-    config = dataclasses.replace(recipe.STAGES["znet"], learning_rate=0.0, warmup=1, ema=0.0)
+    config = dataclasses.replace(recipe.STAGES["light"], learning_rate=0.0, warmup=1, ema=0.0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(recipe.STAGES, "znet", config)
-        list(command.train("znet", patient))
-    after = load_head(setting.weights / "znet.safetensors").state_dict()
+        patch.setitem(recipe.STAGES, "light", config)
+        list(command.train("light", patient))
+    after = load_head(setting.weights / "light.safetensors").state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
