@@ -175,7 +175,7 @@ BAD_METADATA = [
     ({"ldznet_format": "1"}, "with its configuration"),
     ({"ldznet_format": "1", "config": "{"}, "configuration of an LD-ZNet head as JSON"),
     ({"ldznet_format": "1", "config": '{"colour": 3}'}, "colour"),
-    ({"ldznet_format": "1", "config": '{"network": "sdxl"}'}, 'rgbnet, znet, ldznet, concatenation, light, delta, got "sdxl"'),
+    ({"ldznet_format": "1", "config": '{"network": "sdxl"}'}, 'concatenation, light, delta, got "sdxl"'),
     ({"ldznet_format": "1", "config": '{"blocks": "input.8"}'}, "as blocks, got 'input.8'"),
     ({"ldznet_format": "1", "config": "[" * 100_000}, "configuration of an LD-ZNet head as JSON"),
     ({"ldznet_format": "\x1b[2J" + "9" * 10_000}, r'format "\\x1b.2J9+…"'),
