@@ -35,9 +35,11 @@ def to_prompt(path: Path, infos: dict[str, Any]) -> dict[str, Any]:
     for node in page["nodes"]:
         if node["type"] in NOTES:
             continue
-        names = widgets_of(infos[node["type"]])
-        assert len(names) == len(node.get("widgets_values", [])), (path.name, node["type"], names)
-        inputs = {name: value for name, value in zip(names, node.get("widgets_values", []), strict=True) if name}
+        names, values = widgets_of(infos[node["type"]]), node.get("widgets_values", [])
+        if not node["type"].startswith("LDZNet"):
+            values = values[: len(names)]  # the page too drops values of widgets that only a later ComfyUI has
+        assert len(names) == len(values), (path.name, node["type"], names)
+        inputs = {name: value for name, value in zip(names, values, strict=True) if name}
         inputs |= {port["name"]: links[port["link"]] for port in node.get("inputs", []) if port.get("link") is not None}
         prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
     return prompt
