@@ -49,6 +49,13 @@ def reason_to_skip() -> str | None:
     return None
 
 
+def lacking(model: str) -> str | None:
+    """Why a model of that class of comfy.supported_models cannot be built here; None where this ComfyUI has it."""
+    comfyui = folder()
+    text = "" if comfyui is None else (comfyui / "comfy" / "supported_models.py").read_text(encoding="utf-8")
+    return None if f"class {model}(" in text else f"this ComfyUI has no {model}"
+
+
 class Server:
     """ComfyUI in a base folder of its own, this pack in its custom_nodes under a name that is no identifier."""
 

@@ -99,11 +99,11 @@ def test_of_a_picture(server: host.Server) -> None:
     ("links", "wanted"),
     [
         ({"latent": None}, r"Expected a latent, or an image and a vae, got neither"),
-        ({"model": "other"}, r"Expected a UNet \(SD 1.x, SD 2.x or SDXL\) in the socket model, got Z-Image"),
+        ({"model": "other"}, r"Expected a UNet \(SD 1.x, SD 2.x or SDXL\) in the socket model, got Qwen-Image"),
     ],
 )
 def test_what_does_not_fit_is_said(server: host.Server, links: Any, wanted: str) -> None:
-    prompt = {**graphs.sampled(), "other": graphs.node("ProbeTransformer", family="zimage")}
+    prompt = {**graphs.sampled(), "other": graphs.node("ProbeTransformer", family="qwen")}
     prompt["regions"] = clusters("features", **links)
     failed = host.error_of(server.run({**prompt, "show": graphs.save(["regions", 0], "regions")})) or ""
     assert re.search(wanted, failed), failed

@@ -16,6 +16,8 @@ HEADS = ["attention (no download)", "tiny (embedded)"]
 
 def beside(head: str = HEADS[0], **links: Any) -> graphs.Prompt:
     """Segment by Text with a head, and a small relative of Z-Image with its VAE beside; `links` replace some."""
+    if reason := host.lacking("ZImage"):
+        pytest.skip(reason)
     prompt = {**graphs.base(), "head": graphs.node("LDZNetLoadHead", head=head), "other": graphs.node("ProbeZImage")}
     prompt["picture"] = graphs.node("EmptyImage", width=128, height=128, batch_size=1, color=0x40A040)
     prompt["latent"] = graphs.node("ProbeLatent", shape="1 16 16 16", fill=0.5)

@@ -18,11 +18,14 @@ pytestmark = pytest.mark.host
 
 CELLS = {"zimage": 8, "qwen": 8, "flux2": 16}  # pixels of a latent
 CHANNELS = {"zimage": 16, "qwen": 16, "flux2": 128}
+KINDS = {"zimage": "ZImage", "qwen": "QwenImage", "flux2": "Flux2"}  # classes in comfy.supported_models
 TITLES = {"zimage": "Z-Image", "qwen": "Qwen-Image", "flux2": "Flux.2"}
 
 
 def prompted(family: str, height: int = 12, width: int = 20, batch: int = 1) -> graphs.Prompt:
     """A sampler of three steps under a capture; "latent" has `height` x `width` latent pixels."""
+    if reason := host.lacking(KINDS[family]):
+        pytest.skip(reason)
     shape = f"{batch} {CHANNELS[family]} {height} {width}"
     prompt = {
         "model": graphs.node("ProbeTransformer", family=family),
