@@ -315,7 +315,8 @@ def painted(p, job):
 
 
 def run_inside(p):
-    """The one picture of `p`, run inside of another run; None where the user has stopped it."""
+    """The one picture of `p`, run by no script inside of another run; None where the user has stopped it."""
+    p.scripts_value, p.script_args_value = scripts.ScriptRunner(), []  # not None: reForge reads its list unasked
     model, merged = shared.sd_model, getattr(shared.sd_model, "applied_token_merged_ratio", 0)
     try:
         done = processing.process_images(p)
@@ -344,7 +345,7 @@ def repainted(p, picture, mask, place):
     }
     once = {"n_iter": 1, "batch_size": 1, "styles": [], "do_not_save_samples": True, "do_not_save_grid": True}
     fresh = ("mask", "nmask", "init_latent", "overlay_images", "mask_for_overlay", "color_corrections", "paste_to")
-    vars(again).update(own, **once, scripts_value=None, script_args_value=None, **dict.fromkeys(fresh))
+    vars(again).update(own, **once, **dict.fromkeys(fresh))
     return run_inside(again) or picture
 
 

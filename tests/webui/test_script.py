@@ -77,6 +77,12 @@ class Plot:
     class AxisOptionImg2Img(AxisOption): ...
 
 
+class Runner:
+    """No scripts yet."""
+
+    alwayson_scripts = ()
+
+
 def plots(plot: Plot) -> list[Any]:
     """The scripts that the host has loaded before an extension's."""
     return [SimpleNamespace(script_class=type("S", (), {"__module__": "xyz_grid.py"}), module=plot)]
@@ -88,7 +94,7 @@ def stand_ins(folder: Path, script: type = Told) -> dict[str, Any]:
     kinds += ("Button", "State", "Image", "HTML")
     moments = {f"on_{what}": Heard() for what in ("after_component", "before_ui", "app_started")}
     parts = {
-        "scripts": {"Script": script, "AlwaysVisible": "always", "scripts_data": plots(Plot())},
+        "scripts": {"Script": script, "AlwaysVisible": "always", "scripts_data": plots(Plot()), "ScriptRunner": Runner},
         "script_callbacks": moments,
         "paths": {"models_path": str(folder)},
         "shared": {"sd_model": None, "state": SimpleNamespace(interrupt=None), "opts": None},
@@ -388,7 +394,7 @@ def test_a_detail_is_img2img_s_own_run(script: Any) -> None:
     assert (again.init_images, again.mask, again.mask_blur, again.inpaint_full_res) == (["picture"], "mask", 3, True)
     assert again.override_settings["overlay_inpaint"] is True  # or the host would not keep what is outside
     assert again.closed == 1
-    assert not hasattr(again, "scripts")
+    assert (again.scripts_value.alwayson_scripts, again.script_args_value) == ((), [])  # reForge asks it for its list
     assert script.shared.sd_model.applied_token_merged_ratio == 0.5
     job.order, job.settings = job.order._replace(prompt=""), Settings(steps=9)
     script.painted(p, job)
