@@ -59,6 +59,13 @@ INTO_SUBGRAPH = """type => {
   app.graph.convertToSubgraph(new Set([node]))
 }"""
 
+PLAIN = """() => {
+  const node = LiteGraph.createNode("PreviewImage")
+  node.addDOMWidget("plain", "PLAIN", Object.assign(document.createElement("canvas"), {className: "plain"}))
+  app.graph.add(node)
+}"""
+PLAIN_SECONDS = 20
+
 
 @pytest.fixture(scope="module")
 def page(server: host.Server) -> Iterator[browser.Page]:
@@ -198,6 +205,18 @@ def test_in_a_subgraph_and_beside_another_preview(page: browser.Page) -> None:
     assert not torch.equal(one, other)
 
 
+def require_elements_in_nodes(page: browser.Page) -> None:
+    """Skips where the page's Vue nodes have no place for an element that any node brings: 0.3.64's, an experiment."""
+    from playwright.sync_api import TimeoutError as NotSeen
+
+    page.tab.evaluate(PLAIN)
+    page.command("Comfy.Canvas.FitView")
+    try:
+        page.tab.locator("canvas.plain:visible").wait_for(timeout=PLAIN_SECONDS * 1000)
+    except NotSeen:
+        pytest.skip("this page's Vue nodes show no element that a node brings")
+
+
 def test_in_nodes_2(server: host.Server, ran: browser.Page) -> None:
     """The page's own Vue nodes: the picture is in the node, and follows the widget."""
     saved = ran.workflow()
@@ -206,7 +225,7 @@ def test_in_nodes_2(server: host.Server, ran: browser.Page) -> None:
         ran.reload()
         ran.open(saved, "vue")
         before = shown(ran)[0]
-        ran.command("Comfy.Canvas.FitView")
+        require_elements_in_nodes(ran)
         ran.tab.locator(".ldznet-live canvas:visible").first.wait_for()
         ran.tab.evaluate(SET, [PREVIEW, "threshold", 0.9])
         moved(ran, before)

@@ -47,9 +47,20 @@ def without_titles(prompt: dict[str, Any]) -> dict[str, Any]:
     return {key: {name: node[name] for name in ("class_type", "inputs")} for key, node in prompt.items()}
 
 
+def comparable(infos: dict[str, Any], workflow: browser.Workflow) -> set[int]:
+    """The nodes of a workflow that this host has as the file does: all, or where it is an earlier one, whose own nodes
+    have fewer widgets, those of this pack."""
+    earlier = "search_aliases" not in infos["LDZNetSegment"]
+    return {node["id"] for node in workflow["nodes"] if not earlier or node["type"].startswith("LDZNet")}
+
+
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 def test_prompts_without_a_page_are_those_of_the_page(server: host.Server, path: Path) -> None:
-    assert files.to_prompt(path, server.get("/object_info")) == without_titles(written(path))
+    infos, expected = server.get("/object_info"), without_titles(written(path))
+    found, numbers = files.to_prompt(path, infos), map(str, comparable(infos, browser.read(path)))
+    assert found.keys() == expected.keys()
+    for number in found.keys() & numbers:
+        assert found[number] == expected[number]
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
@@ -58,24 +69,28 @@ def test_the_page_opens_and_queues_what_the_file_says(page: browser.Page, server
     page.open(workflow, path.stem)
     assert page.missing() == []
     opened = page.workflow()
-    assert browser.nodes_of(opened) == browser.nodes_of(workflow)
+    queued, expected, numbers = page.prompt(), written(path), comparable(infos, workflow)
+    assert queued.keys() == expected.keys()
+    for number in numbers:
+        assert browser.nodes_of(opened)[number] == browser.nodes_of(workflow)[number]
+        assert queued.get(str(number)) == expected.get(str(number))
     assert browser.links_of(opened) == browser.links_of(workflow)
     types = {node["id"]: node["type"] for node in opened["nodes"]}
     for source, output, target, socket, _ in browser.links_of(opened):
         assert output in infos[types[source]]["output_name"]
         assert any(socket in part for part in infos[types[target]]["input"].values()), (types[target], socket)
-    assert page.prompt() == written(path)
 
 
 @pytest.mark.parametrize("path", EARLIER, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_workflows_of_earlier_commits_open_as_they_were(page: browser.Page, path: Path) -> None:
+def test_workflows_of_earlier_commits_open_as_they_were(page: browser.Page, server: host.Server, path: Path) -> None:
     """With every link, and every stored value where it was; widgets that came later have their defaults."""
     stored = browser.read(path)
     page.open(stored, path.stem)
     assert page.missing() == []
     opened = page.workflow()
     assert browser.links_of(opened) == browser.links_of(stored)
-    for number, (kind, values) in browser.nodes_of(stored).items():
+    for number in comparable(server.get("/object_info"), stored):
+        kind, values = browser.nodes_of(stored)[number]
         assert browser.nodes_of(opened)[number][0] == kind
         assert browser.nodes_of(opened)[number][1][: len(values)] == values
 
@@ -93,24 +108,29 @@ def test_the_button_runs_it_and_its_nodes_show_pictures(page: browser.Page, path
         assert all(images and all(min(size) > 0 for size in images) for images in shown), (kind, shown)
 
 
-def test_saved_workflows_come_back_the_same(page: browser.Page) -> None:
+def test_saved_workflows_come_back_the_same(page: browser.Page, server: host.Server) -> None:
     saved = {}
     for path in ALL:
         page.open(browser.read(path), path.stem)
         saved[path] = page.save(f"saved {path.stem}")
     page.reload()
+    infos = server.get("/object_info")
     for path, workflow in saved.items():
         page.open(workflow, path.stem)
         assert page.missing() == []
         again, first = page.workflow(), browser.read(path)
-        assert browser.nodes_of(again) == browser.nodes_of(workflow) == browser.nodes_of(first), path.stem
+        for number in comparable(infos, first):
+            one, *others = (browser.nodes_of(each)[number] for each in (first, workflow, again))
+            assert others == [one, one], path.stem
         assert browser.links_of(again) == browser.links_of(workflow) == browser.links_of(first), path.stem
 
 
 @pytest.mark.parametrize(
     "typed", ["mask by text", "mask from prompt", "attention map", "clipseg", "segment anything", "grounding dino"]
 )
-def test_the_page_s_search_finds_it(page: browser.Page, typed: str) -> None:
+def test_the_page_s_search_finds_it(page: browser.Page, server: host.Server, typed: str) -> None:
+    if "search_aliases" not in server.get("/object_info/LDZNetSegment")["LDZNetSegment"]:
+        pytest.skip("this ComfyUI knows no aliases of a node")
     assert "Segment by Text" in page.found_by(typed)
 
 
@@ -126,7 +146,10 @@ def test_the_page_shows_the_help_of_a_node(page: browser.Page) -> None:
 @pytest.mark.parametrize("path", BLUEPRINTS, ids=lambda path: path.stem)
 def test_a_blueprint_is_offered_and_runs(page: browser.Page, path: Path) -> None:
     """As the host offers it, in a graph of the tiny world: a picture or a mask comes out."""
-    offered = {entry["name"]: key for key, entry in page.get("/api/global_subgraphs").json().items()}
+    answer = page.get("/api/global_subgraphs")
+    if not answer.ok:
+        pytest.skip("this ComfyUI offers no blueprints")
+    offered = {entry["name"]: key for key, entry in answer.json().items()}
     blueprint = json.loads(page.get(f"/api/global_subgraphs/{offered[path.stem]}").json()["data"])
     assert blueprint == browser.read(path)
     workflow = blueprints.in_a_graph(blueprint)
