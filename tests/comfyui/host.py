@@ -206,7 +206,8 @@ def interrupt(server: Server, prompt: dict[str, Any]) -> None:
     """Runs `prompt` until its first sign of progress."""
     messages = Messages(server)
     queued = server.post("/prompt", {"prompt": prompt, "client_id": server.client})["prompt_id"]
-    messages.until("progress", "execution_success", "execution_error")
+    reached = messages.until("progress", "execution_success", "execution_error")[-1]
+    assert reached["type"] == "progress", reached
     server.post("/interrupt", {})
     assert messages.until_done()[-1]["type"] == "execution_interrupted"
     messages.close()

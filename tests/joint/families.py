@@ -215,7 +215,7 @@ def clip(name: str) -> Any:
     """ComfyUI's CLIP of a family: its own tokenizer, its own encoder classes at a small size."""
     import comfy.sd
     import comfy.supported_models_base
-    from comfy.text_encoders import anima, flux, krea2, lumina2, pixart_t5, qwen_image, sd3_clip, z_image
+    from comfy.text_encoders import flux, lumina2, pixart_t5, qwen_image, sd3_clip  # others only later ComfyUIs have
 
     tokenizer: dict[str, Any] = {}
     options: dict[str, Any] = {"dtype": torch.float32}
@@ -250,12 +250,18 @@ def clip(name: str) -> Any:
         options |= llama("gemma2_2b", 3)
         tokenizer = gemma_like()
     elif name == "zimage":
+        from comfy.text_encoders import z_image
+
         kinds = (z_image.ZImageTokenizer, z_image.te())
         options |= llama("qwen3_4b", 3)
     elif name == "krea2":
+        from comfy.text_encoders import krea2
+
         kinds = (krea2.Krea2Tokenizer, krea2.te())
         options |= llama("qwen3vl_4b", 36)
     else:
+        from comfy.text_encoders import anima
+
         kinds = (anima.AnimaTokenizer, anima.te())
         options |= llama("qwen3_06b", 1, hidden_size=1024)
     target = comfy.supported_models_base.ClipTarget(*kinds)
