@@ -350,7 +350,7 @@ class ProbeTransformer:
 
         class Wide:
             def encode(self, image):
-                cell, frames = latents.spacial_downscale_ratio, [1] * (latents.latent_dimensions == 3)
+                cell, frames = getattr(latents, "spacial_downscale_ratio", 8), [1] * (latents.latent_dimensions == 3)
                 size = image.shape[1] // cell, image.shape[2] // cell
                 return torch.ones(len(image), latents.latent_channels, *frames, *size)
 
