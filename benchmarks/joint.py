@@ -40,7 +40,7 @@ from ldznet.train.recipe import seeded
 BATCH = 50
 BLOCKS = ((0,), (1,), (2,), (0, 1, 2))
 TIMESTEPS = (100, 260, 500, 700)
-CHOSEN: tuple[tuple[int, ...], int] = ((0, 1, 2), 260)  # blocks and timestep
+CHOSEN: tuple[tuple[int, ...], int] = ((0, 1, 2), 260)  # blocks and timestep, before any model for `choose` to try
 
 
 class Said(NamedTuple):

@@ -34,6 +34,7 @@ from ldznet.checkpoints.load import meta_head
 from ldznet.config import HeadConfig, UNetConfig
 from ldznet.hosts.hf_diffusers import DiffusersHost
 from ldznet.models import CapturedTaps
+from ldznet.models.known import unet_config
 from ldznet.shapes import PIXELS_PER_LATENT, tap_size
 from ldznet.train.tiers import tier_config
 
@@ -71,6 +72,13 @@ def filled(module: Any, dtype: torch.dtype) -> Any:
     return module
 
 
+def drawn_taps(config: HeadConfig, side: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Noise in the place of the taps of one picture of `side` x `side` latents."""
+    specs = config.tap_specs.values()
+    sizes = {spec.block: (1, spec.channels, *tap_size((side, side), spec.stride)) for spec in specs}
+    return {block: torch.randn(*size, dtype=dtype) for block, size in sizes.items()}
+
+
 PUBLISHED = HeadConfig()
 ZNET = HeadConfig(network="znet", blocks=())
 TIERS = {tier: tier_config(tier, "sd1", UNetConfig(), 384) for tier in ("light", "one", "two")}
@@ -93,17 +101,27 @@ def ours(
     host = Host(unet, vae, texts=None, device=torch.device("cpu"))  # type: ignore[arg-type]
     predictor, side = Predictor(host, head, resolution="native"), size // PIXELS_PER_LATENT
     latents, pixels = torch.randn(1, 4, side, side), torch.rand(1, 3, size, size)
-    specs = head.head_config.tap_specs.values()
-    taps = {spec.block: torch.randn(1, spec.channels, *tap_size((side, side), spec.stride)) for spec in specs}
+    taps = CapturedTaps(drawn_taps(config, side))
 
     def run() -> None:
         if given == "image":
             predictor.set_image(pixels, value_range=(0, 1))
         else:
-            predictor.set_latents(latents, captured=CapturedTaps(taps) if captured else None)
+            predictor.set_latents(latents, captured=taps if captured else None)
         predictor.predict(PHRASES[:phrases])
 
     return Work([head, *used], run, [head])
+
+
+def over_sdxl(tier: str, phrases: int = 1, size: int = 1024) -> Work:
+    """A head of a tier over SDXL, given captured taps: a light one in float32, others in the bfloat16 of the UNet."""
+    host, side = BareHost("sdxl", torch.device("cpu"), torch.bfloat16), size // PIXELS_PER_LATENT
+    config, dtype = tier_config(tier, "sdxl", unet_config(host.unet), 1024), torch.bfloat16
+    if tier == "light":
+        dtype = torch.float32
+    head, latents = filled(meta_head(config), dtype), host.noise(1, 4, side, side)
+    seen = {"timestep": config.timestep, "seed": 0, "captured": CapturedTaps(drawn_taps(config, side, dtype))}
+    return Work([head, host.unet], lambda: head.segment(host, latents, PHRASES[:phrases], **seen), [head])
 
 
 def attention(phrases: int = 1, size: int = 512) -> Work:
@@ -174,6 +192,10 @@ CASES: dict[str, Callable[[], Work]] = {
     "one pass, 8 phrases": functools.partial(ours, "captured", 8, config=TIERS["one"]),
     "two passes, captured": functools.partial(ours, "captured", config=TIERS["two"]),
     "two passes, latent": functools.partial(ours, "latent", config=TIERS["two"]),
+    "SDXL, light, 1024 px": functools.partial(over_sdxl, "light"),
+    "SDXL, light, 512 px, 8 phrases": functools.partial(over_sdxl, "light", 8, 512),
+    "SDXL, two passes, captured, 1024 px": functools.partial(over_sdxl, "two"),
+    "SDXL, two passes, captured, 512 px, 8 phrases": functools.partial(over_sdxl, "two", 8, 512),
     "attention, 512 px": attention,
     "attention, 512 px, 8 phrases": functools.partial(attention, 8),
     "clipseg": clipseg,
