@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import statistics
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 from attention_cost import PHRASES, BareHost, forget_peak, peak
+from helpers import Row, ranged, report
 from torch import Tensor, nn
 
 from ldznet import Predictor
@@ -249,8 +249,8 @@ class Process:
         return json.loads(line)
 
 
-def compared(name: str, pairs: int, threads: int, warm: bool) -> dict[str, Any]:
-    """Of a case: ratios of its seconds to the baseline's, pair by pair, and what else is known of it."""
+def compared(name: str, pairs: int, threads: int, warm: bool) -> Row:
+    """Of a case: its time as a share of the baseline's, pair by pair, and what else is known of it."""
     case, baseline = Process(name, threads), Process(BASELINE, threads)
     found: list[tuple[float, float]] = []
     peaks: list[float] = []
@@ -262,20 +262,14 @@ def compared(name: str, pairs: int, threads: int, warm: bool) -> dict[str, Any]:
         peaks.append(answers[case][1])
     for process in (case, baseline):
         process.end()
-    return {**case.about, "seconds": found, "ratios": [own / base for own, base in found], "peak_gb": max(peaks)}
-
-
-def table(rows: dict[str, dict[str, Any]]) -> str:
-    lines = [
-        "| case | times the baseline (range, pairs) | peak of the process | parameters | new |",
-        "|---|---|---|---|---|",
-    ]
-    for name, row in rows.items():
-        ratios = row["ratios"]
-        time_ = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}, {len(ratios)})"
-        sizes = f"{row['parameters'] / 1e6:.0f} M | {row['new'] / 1e6:.1f} M"
-        lines.append(f"| {name} | {time_} | {row['peak_gb']:.1f} GB | {sizes} |")
-    return "\n".join(lines)
+    return {
+        "time": ranged([own / base for own, base in found]),
+        "seconds": ranged([own for own, _ in found]),
+        "pairs": len(found),
+        "peak, GB": max(peaks),
+        "parameters, M": case.about["parameters"] / 1e6,
+        "new, M": case.about["new"] / 1e6,
+    }
 
 
 def main() -> None:
@@ -290,14 +284,13 @@ def main() -> None:
     if given.serve:
         serve(given.serve, given.threads)
         return
-    rows = json.loads(given.json.read_text()) if given.json and given.json.exists() else {}
+    rows: dict[str, Row] = json.loads(given.json.read_text()) if given.json and given.json.exists() else {}
     for name in given.only:
         if name not in rows:
             rows[name] = compared(name, given.pairs, given.threads, not given.cold)
-            print(name, rows[name]["ratios"], flush=True)
+            report([(name, rows[name])], None)
             if given.json:
                 given.json.write_text(json.dumps(rows, indent=1))
-    print(table(rows))
 
 
 if __name__ == "__main__":
