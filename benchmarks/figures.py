@@ -28,6 +28,8 @@ from helpers import shown
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 COMFYUI = "$COMFYUI"  # in a command: the folder of a ComfyUI, of the environment
+PASSES = ("one pass", "two passes, captured", "two passes, latent")
+OVER_SDXL = ("SDXL, light, 1024 px", "SDXL, light, 512 px, 8 phrases")
 JOBS: dict[str, tuple[str, ...]] = {
     "tiny": ("ldznet", "evaluate", "tiny", "--scenes", "500"),
     "gates": ("ldznet", "evaluate", "gates", "--scenes", "500"),
@@ -47,10 +49,12 @@ JOBS: dict[str, tuple[str, ...]] = {
     "coarse-captured": ("coarse.py", "captured", "--scenes", "50"),
     "heatmap": ("heatmap.py", "--scenes", "100"),
     "usefulness": ("usefulness.py", "--seeds", "0"),
-    "heads": ("heads.py", "--seeds", "0"),
+    "heads": ("heads.py", "--seeds", "0", "--only", "LD-ZNet", "ZNet", "rank 16"),
     "shrinking": ("shrinking.py", "--scenes", "60"),
     "attention-cost": ("attention_cost.py", "--model", "sd1", "--size", "512", "--pairs", "3"),
     "truncation": ("truncation.py", "--pairs", "9"),
+    "peers": ("peers.py", "--pairs", "3", "--only", "light", "light, 8 phrases", "light, bfloat16", *PASSES, "clipseg"),
+    "peers-sdxl": ("peers.py", "--pairs", "1", "--cold", "--only", *OVER_SDXL),
     "capture-cost": ("capture_cost.py", "--comfyui", COMFYUI, "--size", "256", "--steps", "20"),
     "inpaint": ("inpaint.py", "--pictures", "20"),
     "steering": ("steering.py", "--seeds", "50"),
@@ -105,7 +109,7 @@ def make(job: Sequence[str], target: Path) -> None:
         if target.suffix == ".png":
             target.write_bytes(out.read_bytes())
             return
-        said = {"command": " ".join(written(job)), "figures": json.loads(out.read_text(encoding="utf-8"))}
+        said = {"command": written(job), "figures": json.loads(out.read_text(encoding="utf-8"))}
         target.write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -119,9 +123,10 @@ def command(job: Sequence[str]) -> list[str]:
     return [python, "-m", *rest] if job[0] == "ldznet" else [python, str(HERE / rest[0]), *rest[1:]]
 
 
-def written(job: Sequence[str]) -> list[str]:
+def written(job: Sequence[str]) -> str:
     """The command as a reader types it."""
-    return list(job) if job[0] == "ldznet" else ["python", f"benchmarks/{job[0]}", *job[1:]]
+    parts = job if job[0] == "ldznet" else ["python", f"benchmarks/{job[0]}", *job[1:]]
+    return " ".join(f'"{part}"' if " " in part else part for part in parts)
 
 
 def render(docs: Path) -> None:

@@ -266,9 +266,9 @@ def compared(name: str, pairs: int, threads: int, warm: bool) -> Row:
         "time": ranged([own / base for own, base in found]),
         "seconds": ranged([own for own, _ in found]),
         "pairs": len(found),
-        "peak, GB": max(peaks),
-        "parameters, M": case.about["parameters"] / 1e6,
-        "new, M": case.about["new"] / 1e6,
+        "peak GB": max(peaks),
+        "parameters M": case.about["parameters"] / 1e6,
+        "new M": case.about["new"] / 1e6,
     }
 
 
