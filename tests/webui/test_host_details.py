@@ -69,6 +69,13 @@ def changed(picture: Any, other: Any) -> Any:
     return (picture != other).any(-1)
 
 
+def require_painted(before: Any, after: Any, mask: Any) -> None:
+    """What is in the mask is another picture, and what is outside the same one."""
+    there = changed(before, after)
+    assert there[mask].mean() > 0.9
+    assert not there[~mask].any()
+
+
 def of_size(pictures: list[Any], size: tuple[int, int] = SIZE) -> list[Any]:
     return [picture for picture in pictures if picture.shape[:2] == (size[1], size[0])]
 
@@ -87,9 +94,7 @@ def test_each_picture_of_a_batch_outside_of_its_mask_stays_to_the_bit(webui: hos
     masks = masks_of(pictures, 2)
     assert not np.array_equal(*masks)
     for before, after, mask in zip(plain[-2:], of_size(pictures)[:2], masks, strict=True):
-        there = changed(before, after)
-        assert there[mask].mean() > 0.9
-        assert not there[~mask].any()
+        require_painted(before, after, mask)
     assert "LDZNet details: a cat => a dog" in text
 
 
@@ -101,7 +106,7 @@ def test_batches_after_a_detail_are_what_they_are_without(webui: host.Webui, opt
     pictures, _ = txt2img(webui, CAT, **changes)
     masks = masks_of(pictures, 2)
     for before, after, mask in zip(plain, pictures, masks, strict=False):
-        assert not changed(before, after)[~mask].any()
+        require_painted(before, after, mask)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +125,7 @@ def test_prompts_are_read_as_the_host_reads_them(webui: host.Webui, prompt: str,
     assert line in text
     plain, _ = txt2img(webui, prompt=prompt, steps=3)
     (mask,) = masks_of(pictures, 1)
-    assert not changed(plain[0], pictures[0])[~mask].any()
+    require_painted(plain[0], pictures[0], mask)
 
 
 def test_hires_fix_is_masked_at_its_size(webui: host.Webui) -> None:
@@ -132,9 +137,7 @@ def test_hires_fix_is_masked_at_its_size(webui: host.Webui) -> None:
     pictures, text = txt2img(webui, {**CAT, "while_sampling": True}, **changes)
     (mask,) = masks_of(pictures, 1)
     assert mask.shape == (192, 192)
-    there = changed(plain[0], pictures[0])
-    assert there[mask].mean() > 0.9
-    assert not there[~mask].any()
+    require_painted(plain[0], pictures[0], mask)
     assert READ in text
 
 
@@ -174,7 +177,7 @@ def test_a_lora_of_the_run_before_is_not_in_the_features(webui: host.Webui) -> N
     assert before == after
     inside, _ = txt2img(webui, {**CAT, "while_sampling": True}, prompt=f"a cat <lora:{NAME}:1>")
     (mask,) = masks_of(inside, 1)
-    assert not changed(other, inside[0])[~mask].any()
+    require_painted(other, inside[0], mask)
     assert np.array_equal(txt2img(webui, prompt="a cat")[0][0], plain)
 
 
