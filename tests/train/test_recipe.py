@@ -35,7 +35,7 @@ def written(setting: command.Setting) -> list[Path]:
 
 def test_every_stage_writes_its_weights(written: list[Path], setting: command.Setting) -> None:
     names = [path.stem for path in written]
-    assert names == ["vae", "classifier", "probe", "text", "unet", "ldznet", "light", "znet", "sd3"]
+    assert names == ["vae", "classifier", "probe", "text", "unet", "ldznet", "light", "sd3"]
     for path in written:
         with safe_open(path, "pt") as file:
             assert {"what", "how", "commit", "licence"} <= set(file.metadata())
