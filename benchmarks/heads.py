@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from helpers import Values, drawn, known, labelled, of_cells, trained
+from helpers import Values, drawn, known, labelled, of_cells, slug, trained
 
 from ldznet.config import HeadConfig
 from ldznet.data.tinyworld import names_held_out_category, names_held_out_colour
@@ -34,7 +34,6 @@ from ldznet.train.head import start_from
 from ldznet.train.recipe import seeded
 from ldznet.train.tiers import tier_config
 
-RATE = 5e-4
 BEST = ("input.2", "input.4", "input.5")
 
 
@@ -91,8 +90,9 @@ def fresh(config: HeadConfig, host: TinyHost, seed: int) -> Network:
 def cell(name: str, seed: int, labels: int, steps: int, scenes: int, work: Path) -> Values:
     """One head trained and asked."""
     host = TinyHost.load(dtype=torch.float32)
-    training = TrainConfig(steps, seed=seed, ema=0.99, save_every=50, learning_rate=RATES.get(name, RATE))
-    head, folder = fresh(HEADS[name], host, seed), work / f"{name}-{seed}".replace(" ", "-")
+    rate = RATES.get(name, TrainConfig.learning_rate)
+    training = TrainConfig(steps, learning_rate=rate, seed=seed, ema=0.99, save_every=50)
+    head, folder = fresh(HEADS[name], host, seed), work / slug(name, seed)
     trained(head, host, labelled(seed, labels, host, work), training, folder, input_drop=0)
     segment, found = benchmark.segment_with(Predictor(host, head)), {}
     outcomes = {test: benchmark.run(segment, drawn(test, scenes)) for test in ("T0", "T3")}

@@ -113,6 +113,11 @@ def trained(head: Any, host: TinyHost, cache: Cache, config: TrainConfig, folder
     return head.eval().requires_grad_(False)
 
 
+def slug(name: str, seed: int) -> str:
+    """What the file of a cell, and the folder of its run, are called."""
+    return f"{name}-{seed}".replace(" ", "-")
+
+
 def of_cells(
     doc: str | None,
     cell: Callable[[str, int, int, int, int, Path], Values],
@@ -140,7 +145,7 @@ def of_cells(
     cells: dict[tuple[str, int], Values] = {}
     for seed in given.seeds:
         for name in given.only:
-            path = given.cells / f"{name}-{seed}.json".replace(" ", "-")
+            path = given.cells / f"{slug(name, seed)}.json"
             if not path.exists():
                 values = cell(name, seed, given.labels, given.steps, given.scenes, given.work)
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -25,15 +25,14 @@ from typing import Any, NamedTuple
 
 import torch
 from attention_cost import PHRASES, BareHost, forget_peak, peak
-from helpers import Row, ranged, report
+from helpers import Row, random_weights, ranged, report
 from torch import Tensor, nn
 
 from ldznet import Predictor
 from ldznet.attention import AttentionHead
-from ldznet.checkpoints.load import meta_head
 from ldznet.config import HeadConfig, UNetConfig
 from ldznet.hosts.hf_diffusers import DiffusersHost
-from ldznet.models import CapturedTaps
+from ldznet.models import CapturedTaps, build_head
 from ldznet.models.known import unet_config
 from ldznet.shapes import PIXELS_PER_LATENT, tap_size
 from ldznet.train.tiers import tier_config
@@ -64,14 +63,6 @@ class Host(DiffusersHost):
         return torch.zeros(len(phrases), 77, 768, dtype=self.dtype)
 
 
-def filled(module: Any, dtype: torch.dtype) -> Any:
-    """A network from the meta device, with small random weights."""
-    module = nn.Module.to(module, dtype).to_empty(device="cpu").eval().requires_grad_(False)
-    for parameter in module.parameters():
-        parameter.normal_(std=0.02, generator=torch.Generator().manual_seed(0))
-    return module
-
-
 def drawn_taps(config: HeadConfig, side: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """Noise in the place of the taps of one picture of `side` x `side` latents."""
     specs = config.tap_specs.values()
@@ -91,13 +82,13 @@ def ours(
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     with torch.device("meta"):
-        head: Any = meta_head(config)
         unet: Any = UNet2DConditionModel.from_config(json.loads((SD1 / "unet.json").read_text()))
         vae: Any = AutoencoderKL.from_config(json.loads((SD1 / "vae.json").read_text()))
     captured = given == "captured"
     used = [*([unet] if config.network == "delta" or not captured else []), *([vae] if given == "image" else [])]
-    for module in (head, *used):
-        filled(module, dtype)
+    head = random_weights(lambda: build_head(config), torch.device("cpu"), dtype)
+    for module in used:
+        random_weights(lambda module=module: module, torch.device("cpu"), dtype)
     host = Host(unet, vae, texts=None, device=torch.device("cpu"))  # type: ignore[arg-type]
     predictor, side = Predictor(host, head, resolution="native"), size // PIXELS_PER_LATENT
     latents, pixels = torch.randn(1, 4, side, side), torch.rand(1, 3, size, size)
@@ -116,10 +107,10 @@ def ours(
 def over_sdxl(tier: str, phrases: int = 1, size: int = 1024) -> Work:
     """A head of a tier over SDXL, given captured taps: a light one in float32, others in the bfloat16 of the UNet."""
     host, side = BareHost("sdxl", torch.device("cpu"), torch.bfloat16), size // PIXELS_PER_LATENT
-    config, dtype = tier_config(tier, "sdxl", unet_config(host.unet), 1024), torch.bfloat16
+    config, dtype = tier_config(tier, "sdxl", unet_config(host.unet), 1024), host.dtype
     if tier == "light":
         dtype = torch.float32
-    head, latents = filled(meta_head(config), dtype), host.noise(1, 4, side, side)
+    head, latents = random_weights(lambda: build_head(config), host.device, dtype), host.noise(1, 4, side, side)
     seen = {"timestep": config.timestep, "seed": 0, "captured": CapturedTaps(drawn_taps(config, side, dtype))}
     return Work([head, host.unet], lambda: head.segment(host, latents, PHRASES[:phrases], **seen), [head])
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from helpers import Values, drawn, known, labelled, of_cells, trained, untrained
+from helpers import Values, drawn, known, labelled, of_cells, slug, trained, untrained
 
 from ldznet.data.tinyworld import names_held_out_category, names_held_out_colour
 from ldznet.evaluate.reading import NULL, OWN, reading
@@ -44,7 +44,7 @@ def host_of(kind: str) -> TinyHost:
 
 def cell(kind: str, seed: int, labels: int, steps: int, scenes: int, work: Path) -> Values:
     """One head trained and asked."""
-    host, folder = host_of(kind), work / f"{kind}-{seed}".replace(" ", "-")
+    host, folder = host_of(kind), work / slug(kind, seed)
     with seeded(seed):
         head = build_head(CONFIG)
     blind = kind == "no taps"

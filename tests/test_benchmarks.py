@@ -166,7 +166,8 @@ def test_heads(run: Run, tmp_path: Path) -> None:
     assert rows["rank 4 - LD-ZNet"]["things"] == [-0.25] * 3
     assert rows["LD-ZNet - ZNet"]["things"] == [0.25] * 3
     assert "LD-ZNet, best blocks - ZNet" not in rows
-    run("heads", *options, "--only", "RGBNet")
+    with pytest.raises(ValueError, match="length"):  # another number of phrases than those that were made up
+        run("heads", *options, "--only", "RGBNet", "ZNet")
     fresh = json.loads((cells / "RGBNet-0.json").read_text())
     assert fresh["steps"] == 1
     assert len(fresh["values"]["things"]["iou"]) == len(fresh["values"]["other renderings"]["iou"]) > 0

@@ -235,7 +235,7 @@ class ConcatenatingTransformer(SpatialTransformer):
     ) -> None:
         super().__init__(channels, heads, context_dim, operations=operations, depth=depth)
         self.fuse = operations.Conv2d(channels + tap_dim, channels, 1)
-        drawn(self.fuse.weight.data, 0.01)
+        drawn(self.fuse.weight.data, 0.02)
 
     def forward(
         self, x: Float[Tensor, "b c h w"], context: Float[Tensor, "b m d"], tap: Float[Tensor, "b t h w"] | None = None

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import urllib.error
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -20,15 +19,6 @@ SHAPED = {"threshold": 0.7, "refine": "none"}
 FOUND = {"phrases": "a dog", **SHAPED}
 ABSENT = {"phrases": "a dog", "threshold": 1.0}  # with the head attention nothing else counts as absent
 ORIGINAL = np.asarray(host.picture())
-
-
-@pytest.fixture(scope="module")
-def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[host.Webui]:
-    running = host.Webui(*host.found(), tmp_path_factory.mktemp("webui"))
-    try:
-        yield running
-    finally:
-        running.close()
 
 
 def of_size(pictures: list[np.ndarray]) -> list[np.ndarray]:

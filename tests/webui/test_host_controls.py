@@ -5,6 +5,7 @@ A second checkpoint in the host's folder lets the refiner be tested.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,11 +40,9 @@ def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[host.Webui]:
     save_file(LORA, work / f"{NAME}.safetensors")
     styles = work / "styles.csv"
     styles.write_text(f'name,prompt,negative_prompt\n{STYLE},"{{prompt}}, a cat, grass",""\n')
-    running = host.Webui(*host.found(), work, "--lora-dir", str(work), "--styles-file", str(styles))
-    try:
+    folders = ("--lora-dir", str(work), "--styles-file", str(styles))
+    with contextlib.closing(host.Webui(*host.found(), work, *folders)) as running:
         yield running
-    finally:
-        running.close()
 
 
 @pytest.mark.parametrize("name", CONTROLS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -42,11 +43,8 @@ READ = 'read from the sampling: \\"a cat\\"'
 def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[host.Webui]:
     work = tmp_path_factory.mktemp("webui")
     save_file(LORA, work / f"{NAME}.safetensors")
-    running = host.Webui(*host.found(), work, "--lora-dir", str(work))
-    try:
+    with contextlib.closing(host.Webui(*host.found(), work, "--lora-dir", str(work))) as running:
         yield running
-    finally:
-        running.close()
 
 
 def txt2img(webui: host.Webui, settings: Any = None, path: str = "txt2img", **changed: Any) -> tuple[list[Any], str]:

@@ -30,15 +30,6 @@ ORIGINAL = np.asarray(host.picture())
 
 
 @pytest.fixture(scope="module")
-def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[host.Webui]:
-    running = host.Webui(*host.found(), tmp_path_factory.mktemp("webui"))
-    try:
-        yield running
-    finally:
-        running.close()
-
-
-@pytest.fixture(scope="module")
 def heads(webui: host.Webui, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, dict[str, Any]]]:
     """diffusers' adapter around what the host has loaded, and heads by the names that the section has for them."""
     loaded = webui.get("/sdapi/v1/options")["sd_model_checkpoint"] or ""

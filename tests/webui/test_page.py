@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 from collections.abc import Iterator
@@ -24,11 +25,8 @@ SETTINGS = {"phrases": ["a dog", "the sky"], "threshold": 0.6, "refine": "none"}
 
 @pytest.fixture(scope="module")
 def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[host.Webui]:
-    running = host.Webui(*host.found(), tmp_path_factory.mktemp("webui"), page=True)
-    try:
+    with contextlib.closing(host.Webui(*host.found(), tmp_path_factory.mktemp("webui"), page=True)) as running:
         yield running
-    finally:
-        running.close()
 
 
 class Page:
