@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -13,123 +11,9 @@ from typing import Any
 import pytest
 from PIL import Image
 from webui import standin
+from webui.standin_modules import INTERFACE, Component, Plot, Refused, heard, plots
 
 from ldznet.webui.settings import NAMES, TITLE, Settings
-
-OTHERS = ("call_queue", "errors", "extra_networks", "images", "processing", "prompt_parser", "sd_models", "sd_vae")
-GRADIO = "4.40.0"
-INTERFACE = ("settings", "axes", "jobs", "page", "routes")  # all that is loaded while the section is off
-SCRIPT = Path(__file__).parents[2] / "scripts" / "ldznet_webui.py"
-
-
-class Component:
-    """A gradio component or container, as far as a section makes one; `wired` holds its events."""
-
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        self.named, self.wired = named, dict[str, Any]()
-        self.elem_id, self.elem_classes = named.get("elem_id"), named.get("elem_classes", [])
-
-    def click(self, *handler: Any, **named: Any) -> Component:
-        self.wired["click"] = {"fn": handler, **named}
-        return self
-
-    def then(self, **named: Any) -> None:
-        self.wired["then"] = named
-
-    def change(self, *handler: Any, **named: Any) -> None:
-        self.wired["change"] = {"fn": handler, **named}
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: Any) -> None: ...
-
-
-class Refused(Exception):
-    """FastAPI's HTTPException."""
-
-    def __init__(self, status_code: int, detail: str) -> None:
-        self.status_code, self.detail = status_code, detail
-
-
-class Heard(list[Any]):
-    """A moment that the host tells of: a list of those who listen."""
-
-    def __call__(self, callback: Any) -> None:
-        self.append(callback)
-
-
-class Told:
-    """The hosts' `Script`, as far as it tells which host it is."""
-
-    def postprocess_image_after_composite(self, p: Any, pp: Any, *arguments: Any) -> None: ...
-
-
-class Plot:
-    """The host's module of the X/Y/Z plot, as far as axes are added to it."""
-
-    def __init__(self) -> None:
-        self.axis_options = [kind("Nothing", str, None, None) for kind in (self.AxisOption, self.AxisOptionImg2Img)]
-
-    class AxisOption:
-        def __init__(self, label: str, type: Any, apply: Any, confirm: Any) -> None:
-            self.label, self.type, self.apply, self.confirm, self.choices = label, type, apply, confirm, None
-
-    class AxisOptionImg2Img(AxisOption): ...
-
-
-class Runner:
-    """No scripts yet."""
-
-    alwayson_scripts = ()
-
-
-def plots(plot: Plot) -> list[Any]:
-    """The scripts that the host has loaded before an extension's."""
-    return [SimpleNamespace(script_class=type("S", (), {"__module__": "xyz_grid.py"}), module=plot)]
-
-
-def stand_ins(folder: Path, script: type = Told) -> dict[str, Any]:
-    """`gradio` and `modules` by their names in sys.modules."""
-    kinds = ("Accordion", "Row", "Slider", "Checkbox", "Radio", "Textbox", "Dropdown", "Number")
-    kinds += ("Button", "State", "Image", "HTML")
-    moments = {f"on_{what}": Heard() for what in ("after_component", "before_ui", "app_started")}
-    parts = {
-        "scripts": {"Script": script, "AlwaysVisible": "always", "scripts_data": plots(Plot()), "ScriptRunner": Runner},
-        "script_callbacks": moments,
-        "paths": {"models_path": str(folder)},
-        "shared": {"sd_model": None, "state": SimpleNamespace(interrupt=None), "opts": None},
-        **{name: {} for name in OTHERS},
-    }
-    found: dict[str, Any] = {"gradio": ModuleType("gradio"), "modules": ModuleType("modules")}
-    found["fastapi"] = ModuleType("fastapi")
-    vars(found["fastapi"]).update(Body=lambda default: default, HTTPException=Refused)
-    made = {kind: type(kind, (Component,), {}) for kind in kinds}
-    vars(found["gradio"]).update(made, __version__=GRADIO, update=dict)
-    for name, attributes in parts.items():
-        module = found[f"modules.{name}"] = ModuleType(f"modules.{name}")
-        vars(module).update(attributes)
-        setattr(found["modules"], name, module)
-    return found
-
-
-@pytest.fixture(params=[Told])
-def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Any]:
-    for name, module in stand_ins(tmp_path, request.param).items():
-        monkeypatch.setitem(sys.modules, name, module)
-    spec = importlib.util.spec_from_file_location("ldznet_webui_under_test", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    for name in [name for name in sys.modules if name.startswith(module.NAME)]:
-        del sys.modules[name]
-
-
-def heard(script: Any, moment: str, *given: Any) -> None:
-    """The host tells of a moment."""
-    for callback in getattr(script.script_callbacks, f"on_{moment}"):
-        callback(*given)
 
 
 def own_modules(script: Any) -> set[str]:
@@ -340,75 +224,3 @@ def test_a_prompt_s_parts_have_a_text_for_each_stretch_of_steps(script: Any) -> 
     p.is_hr_pass = True
     script.texts(p, "a AND b")
     assert asked == [(40, None, False), (40, 40, False)]
-
-
-class Inner(SimpleNamespace):
-    """StableDiffusionProcessingImg2Img as it is made for a detail."""
-
-    closed = 0
-
-    def close(self) -> None:
-        self.closed += 1
-
-
-def prepared_for_details(script: Any, done: list[Any]) -> tuple[Any, Any, Any]:
-    """A run that is in the middle, a pass to be made, and what the host was asked to run."""
-    ran: list[Any] = []
-    script.shared.state = SimpleNamespace(interrupted=False, skipped=False)
-    script.shared.sd_model = SimpleNamespace(applied_token_merged_ratio=0.5)
-    script.processing.StableDiffusionProcessingImg2Img = Inner
-
-    def process_images(p: Any) -> Any:
-        ran.append(p)
-        script.shared.sd_model.applied_token_merged_ratio = 0  # as the host leaves it
-        return SimpleNamespace(images=done)
-
-    def merge(model: Any, ratio: float) -> None:
-        model.applied_token_merged_ratio = ratio
-
-    script.processing.process_images, script.sd_models.apply_token_merging = process_images, merge
-    names = ("outpath_samples", "outpath_grids", "subseed_strength", "sampler_name", "steps", "cfg_scale", "tiling")
-    p = SimpleNamespace(
-        **{name: f"its {name}" for name in names},
-        all_prompts=["a", "b <lora:x:1>"],
-        all_negative_prompts=["no", "none"],
-        all_seeds=[5, 6],
-        all_subseeds=[7, 8],
-        width=100,
-        height=64,
-        scheduler="Karras",
-    )
-    order = Settings.of([{"details": "the hat => a hat"}]).orders[0]
-    job = SimpleNamespace(
-        picture="picture", mask="mask", order=order, settings=Settings(size=520, blur=3), at=1, number=2
-    )
-    return p, job, ran
-
-
-def test_a_detail_is_img2img_s_own_run(script: Any) -> None:
-    p, job, ran = prepared_for_details(script, ["done"])
-    assert script.painted(p, job) == "done"
-    (again,) = ran
-    assert (again.prompt, again.negative_prompt, again.seed, again.subseed) == ("a hat", "none", 8, 8)
-    assert (again.width, again.height, again.steps, again.scheduler) == (520, 520, "its steps", "Karras")
-    assert (again.init_images, again.mask, again.mask_blur, again.inpaint_full_res) == (["picture"], "mask", 3, True)
-    assert again.override_settings["overlay_inpaint"] is True  # or the host would not keep what is outside
-    assert again.closed == 1
-    assert (again.scripts_value.alwayson_scripts, again.script_args_value) == ((), [])  # reForge asks it for its list
-    assert script.shared.sd_model.applied_token_merged_ratio == 0.5
-    job.order, job.settings = job.order._replace(prompt=""), Settings(steps=9)
-    script.painted(p, job)
-    assert (ran[1].prompt, ran[1].steps, ran[1].width, ran[1].height) == ("b <lora:x:1>", 9, 96, 64)
-
-
-@pytest.mark.parametrize("how", ["interrupted", "skipped", "no picture", "an error"])
-def test_a_detail_that_was_stopped_is_none(script: Any, how: str) -> None:
-    p, job, ran = prepared_for_details(script, [] if how == "no picture" else ["half"])
-    if how == "an error":
-        script.processing.process_images = lambda again: (ran.append(again), 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            script.painted(p, job)
-    else:
-        vars(script.shared.state).update({how: True})
-        assert script.painted(p, job) is None
-    assert ran[0].closed == 1
