@@ -4,7 +4,7 @@
 onAfterUiUpdate(() => {
     for (const tab of ["txt2img", "img2img"]) {
         const log = gradioApp().querySelector(`#html_log_${tab}`);
-        const ran = gradioApp().querySelector(`#ldznet_${tab}_ran`);
+        const ran = [...gradioApp().querySelectorAll(`#ldznet_${tab}_ran`)].pop(); // in gradio 3 a frame has it too
         if (!log || !ran) continue;
         const lines = [...log.innerHTML.matchAll(/LD-ZNet: ([^<\n]+)/g)].map((match) => `<p>${match[1].trim()}</p>`);
         if (ran.dataset.lines === lines.join("")) continue;
