@@ -307,7 +307,7 @@ def family_of(unet: Any) -> str:
         raise not_readable(named_width(width))
     if _in_channels(unet) not in IN_CHANNELS:
         raise not_readable(f"one of {_in_channels(unet)} input channels (they have 4, or 9 to inpaint)")
-    linear = isinstance(next(iter(transformers.values())).proj_in, nn.Linear)
+    linear = not isinstance(next(iter(transformers.values())).proj_in, nn.Conv2d)  # a Forge's Linear is none of torch's
     family = ("sdxl" if linear else None) if asks_more else "sd2" if linear else "sd1"
     if family is None or PUBLISHED_WIDTHS.get(width, FAMILIES[family].title) != FAMILIES[family].title:
         raise not_readable(f"one of context width {named_width(width)} of another form")

@@ -18,10 +18,10 @@ from ldznet.contracts import AttentionHost, Conditioning
 from ldznet.errors import HostError
 from ldznet.hosts import open_host
 from ldznet.hosts.tiny import TinyHost
-from ldznet.hosts.webui import A1111Host, ForgeHost, open_webui
+from ldznet.hosts.webui import A1111Host, ForgeHost, family_of, open_webui
 from ldznet.models.layers import timestep_embedding
 from ldznet.predictor import Predictor
-from ldznet.taps import reading
+from ldznet.taps import reading, spatial_transformers
 
 
 @pytest.fixture(params=webuis.HOSTS)
@@ -191,6 +191,26 @@ def test_another_model_is_one_sentence(name: str, case: str) -> None:
         open_host(host)
     assert str(error.value).count(". ") <= 1  # "1.x, 2.x" aside, one sentence
     assert "socket" not in str(error.value)
+
+
+class LinearOfAForge(nn.Module):
+    """A Forge's own, which is none of torch's: there each kind of stored weights has a class."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+
+
+@pytest.mark.parametrize("linear", [nn.Linear, LinearOfAForge])
+def test_the_family_is_told_by_how_pictures_enter_attention(linear: type[nn.Module]) -> None:
+    """Of SD 2.x and SDXL by no convolution, whatever class a host has for what they have instead."""
+    unet = webuis.unet()
+    assert family_of(unet) == "sd1"
+    for transformer in spatial_transformers(unet).values():
+        transformer.proj_in = linear(1, 1)
+    assert family_of(unet) == "sd2"
+    unet.label_emb = nn.Identity()
+    assert family_of(unet) == "sdxl"
 
 
 def test_sd1_that_predicts_v_is_refused(model: Any) -> None:

@@ -16,6 +16,7 @@ import shlex
 import socket
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -126,8 +127,14 @@ class Webui:
     def post(self, path: str, body: Any) -> Any:
         data = json.dumps(body).encode()
         request = urllib.request.Request(self.address + path, data, self.headers)
-        with urllib.request.urlopen(request, timeout=500) as answer:
-            return json.load(answer)
+        try:
+            with urllib.request.urlopen(request, timeout=500) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:  # with what the host says as its message
+            said = error.read()
+            raise urllib.error.HTTPError(
+                error.url, error.code, said.decode(errors="replace"), error.headers, io.BytesIO(said)
+            ) from None
 
     def get(self, path: str) -> Any:
         request = urllib.request.Request(self.address + path, headers=self.headers)
