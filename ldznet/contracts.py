@@ -84,6 +84,12 @@ FAMILIES: dict[str, Family] = {  # by `Host.family`; the constants of each for t
     "zimage": Family("Z-Image", 0),
     "krea2": Family("Krea 2", 0),
     "anima": Family("Anima", 0),
+    "wan": Family("Wan", 0),
+    "cosmos": Family("Cosmos Predict2", 0),
+    "aura": Family("AuraFlow", 0),
+    "hunyuan": Family("Hunyuan Image 2.1", 0),
+    "omnigen2": Family("OmniGen2", 0),
+    "hidream": Family("HiDream", 0),
 }
 PUBLISHED_WIDTHS: dict[int, str] = {  # titles by context width; the tiny world's may be any toy's
     **{family.context_dim: family.title for name, family in FAMILIES.items() if family.context_dim and name != "tiny"},

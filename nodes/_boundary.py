@@ -143,8 +143,8 @@ def vae_latents_of(latent: Any) -> Float[Tensor, "b c h w"]:
     if getattr(samples, "is_nested", False) or samples.ndim != 4:
         shape = "nested latents" if getattr(samples, "is_nested", False) else f"{tuple(samples.shape)}"
         raise InputError(
-            f"Expected latents of pictures, b c h w, got {shape}: video or sound. Connect a picture's latent, or "
-            "one frame's. (socket: latent)"
+            f"Expected latents of pictures, b c h w, got {shape}: video or sound. Connect a picture's latent or one "
+            "frame's, or give the frames as image, with the model's vae, in the place of the latent. (socket: latent)"
         )
     return samples
 

@@ -141,7 +141,8 @@ def attend(
 def rescaled(conditioning: Conditioning, prompt: Prompt, factor: float, batch: int) -> Conditioning:
     """A copy for a `batch`, in which the rows of the phrases' content tokens are `factor` times as long."""
     context = conditioning.context.repeat(batch, 1, 1)
-    context[:, sorted({token for tokens in prompt.phrase_tokens for token in tokens})] *= factor
+    if factor != 1:  # else rows of the text may be others than those of the context, as HiDream's are
+        context[:, sorted({token for tokens in prompt.phrase_tokens for token in tokens})] *= factor
     extras = {
         name: extra.expand(batch, *extra.shape[1:]) if extra.ndim > 1 and len(extra) == 1 else extra
         for name, extra in conditioning.extras.items()

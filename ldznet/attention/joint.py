@@ -36,7 +36,10 @@ class Layout:
     alone, or the picture alone, are in none of them. `inner`: the block's module that attends from picture to text,
     "" where the block has one attention for both. `patch`: the side of a patch in latent pixels, or the attribute that
     holds it. `multiple`: the attribute that holds what rows of text are padded to a multiple of, "" where they are not.
-    `references`: whether reference pictures may follow the picture; elsewhere a pass with them is not read.
+    `registers`: the parameter whose rows stand before the text. `glyphs`: what the network is given further rows by
+    that stand after the text. `twice`: what it is given b layers n c by, whose n rows are text too and stand twice
+    after the others. `references`: whether reference pictures may follow the picture; elsewhere a pass with
+    them is not read.
     """
 
     stages: Mapping[str, str]
@@ -44,6 +47,9 @@ class Layout:
     inner: str = ""
     text_first: bool = True
     multiple: str = ""
+    registers: str = ""
+    glyphs: str = ""
+    twice: str = ""
     references: bool = False
 
     def modules(self, network: Any) -> dict[str, nn.Module]:
@@ -56,15 +62,17 @@ class Layout:
 
     def side(self, network: Any) -> int:
         """Of a patch, in latent pixels."""
-        return self.patch if isinstance(self.patch, int) else int(getattr(network, self.patch))
+        side = self.patch if isinstance(self.patch, int) else getattr(network, self.patch)
+        return side if isinstance(side, int) else int(side[-1])  # of a patch of several frames, height and width last
 
-    def spans(self, network: Any, text: int, picture: int) -> tuple[slice, slice]:
+    def spans(self, network: Any, text: int, picture: int, glyphs: int = 0) -> tuple[slice, slice]:
         """Where in the sequence the rows of text and those of the picture are."""
         if not self.text_first:
             return slice(picture, picture + text), slice(0, picture)
+        start = getattr(network, self.registers).shape[1] if self.registers else 0
         multiple = int((self.multiple and getattr(network, self.multiple)) or 1)
-        start = -(-text // multiple) * multiple
-        return slice(0, text), slice(start, start + picture)
+        end = start + -(-text // multiple) * multiple + glyphs
+        return slice(start, start + text), slice(end, end + picture)
 
 
 class Call(NamedTuple):
@@ -178,7 +186,7 @@ class Reader:
         self.side = layout.side(network)
         self.grid = tap_size(size, self.side)
         self.thread = threading.get_ident()
-        self.text, self.fault = 0, "the network itself did not run"
+        self.text, self.glyphs, self.fault = 0, 0, "the network itself did not run"
         self.maps: dict[str, tuple[Tensor, Tensor | None]] = {}
 
     def listening(self) -> contextlib.AbstractContextManager[Any]:
@@ -192,12 +200,15 @@ class Reader:
         latents = args[0] if args else named["x"]
         context = named["context"] if "context" in named else args[2]
         self.maps.clear()
-        self.text, self.fault = context.shape[1], ""
+        glyphs = named.get(self.layout.glyphs)
+        self.text, self.glyphs, self.fault = context.shape[1], 0 if glyphs is None else glyphs.shape[1], ""
+        if self.layout.twice:
+            self.text += 2 * named[self.layout.twice].shape[2]
         if tuple(latents.shape[-2:]) != self.size:
             self.fault = f"latents of {self.size} were expected, and {tuple(latents.shape[-2:])} came"
         elif latents.ndim == 5 and latents.shape[2] != 1:
             self.fault = f"one frame was expected, and {latents.shape[2]} came"
-        elif not self.layout.references and named.get("ref_latents"):
+        elif named.get("image_cond") is not None or (not self.layout.references and named.get("ref_latents")):
             self.fault = "a pass without reference pictures was expected"
 
     def around(self, name: str) -> Callable[..., Any]:
@@ -228,7 +239,7 @@ class Reader:
             if args[0].shape[-2] != picture:
                 return
         else:
-            text, rows = self.layout.spans(self.network, self.text, picture)
+            text, rows = self.layout.spans(self.network, self.text, picture, self.glyphs)
             if args[1].shape[-2] < max(text.stop, rows.stop) or args[0].shape[-2] != args[1].shape[-2]:
                 return  # the picture's own, as SD 3.5 medium has a second of in its block
         cross, own = joint_probabilities(Call.of(self.choose, args, named), text, rows, with_self)

@@ -275,11 +275,11 @@ class ComfyHost:
         memory.load_models_gpu([self.model], memory_required=OVERHEAD * base.memory_required(list(latents.shape)))
         latents = latents.to(self.device)
         sigmas = self._sigmas(timesteps).to(self.device, torch.float32)
-        inputs = self._inputs(self._conds(latents, conditioning), len(latents))
+        inputs = self._inputs(self._conds(latents, conditioning), sigmas)
         return lambda: base.apply_model(latents, sigmas, **inputs)
 
-    def _inputs(self, conds: Mapping[str, Any], batch: int) -> dict[str, Any]:
-        """What the model is called with."""
+    def _inputs(self, conds: Mapping[str, Any], sigmas: Float[Tensor, " b"]) -> dict[str, Any]:
+        """What the model is called with, beside latents and `sigmas`."""
         return {name: cond.cond for name, cond in conds.items()}
 
     def _conds(self, latents: Tensor, conditioning: Conditioning) -> dict[str, Any]:

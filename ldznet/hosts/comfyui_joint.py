@@ -6,6 +6,7 @@ no comfy. Only `nodes/` may import it.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -22,7 +23,7 @@ from ..errors import HostError
 from ..shapes import PIXELS_PER_LATENT, Float, Int
 from .comfyui import ComfyHost, bare_network, in_model_dimensions, literal_tokens, loaded_parts, without_numbers
 from .comfyui_capture import still
-from .joint import joint_of, require_encoders, require_width, rows_of, stretches
+from .joint import joint_of, require_encoders, require_width, rows_needed, rows_of, stretches
 
 KEPT = 8  # texts that a host remembers the encoding of
 
@@ -126,15 +127,25 @@ class JointHost(ComfyHost):
     def _pass(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Callable[[], Any]:
         return super()._pass(in_model_dimensions(self.model, latents), timesteps, conditioning)
 
-    def _inputs(self, conds: Mapping[str, Any], batch: int) -> dict[str, Any]:
-        """As ComfyHost's; some of these models' conditions are of one row whatever the batch."""
-        rows = {"batch_size": batch, "device": self.device, "area": None}
-        return {name: cond.process_cond(**rows).cond for name, cond in conds.items()}
+    def _conds(self, latents: Tensor, conditioning: Conditioning) -> dict[str, Any]:
+        """As ComfyHost's; a mask that is the same for all rows is given once, for OmniGen2 counts the tokens in it."""
+        mask = conditioning.extras.get("attention_mask")
+        if mask is not None and torch.equal(mask, mask[:1].expand_as(mask)):
+            conditioning = dataclasses.replace(conditioning, extras={**conditioning.extras, "attention_mask": mask[:1]})
+        return super()._conds(latents, conditioning)
+
+    def _inputs(self, conds: Mapping[str, Any], sigmas: Float[Tensor, " b"]) -> dict[str, Any]:
+        """As ComfyHost's; some of these models' conditions are of one row whatever the batch, and some models ask
+        which step comes next: none, the last one is this."""
+        rows = {"batch_size": len(sigmas), "device": self.device, "area": None}
+        steps = {"sigmas": sigmas, "sample_sigmas": torch.cat([sigmas[:1], torch.zeros_like(sigmas[:1])])}
+        inputs = {name: cond.process_cond(**rows).cond for name, cond in conds.items()}
+        return {**inputs, "transformer_options": steps}
 
     def _rows(self, text: str) -> Rows:
         """By a text that this host encodes."""
         tokens, encoded = self._encode_once(text)
-        rows: int = max(encoded["cond"].shape[1], *(sum(map(len, part)) for part in tokens.values()))
+        rows: int = max(encoded["cond"].shape[1], rows_needed(self.encoders, tokens))
         if self.encoders.at_end:  # cut or padded at its beginning, by the encoder or after it
             empty = torch.zeros(1, self.latent_channels, 2, 2, dtype=torch.float32, device=self.device)
             conds = self._conds(in_model_dimensions(self.model, empty), Conditioning(encoded["cond"]))

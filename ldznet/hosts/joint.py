@@ -1,8 +1,9 @@
 """Transformers that read text and picture together: one table of their families, as ComfyUI 0.25 has them.
 
 Each line was read from the class that it names: `comfy/ldm/modules/diffusionmodules/mmdit.py` (SD 3), `ldm/flux`,
-`ldm/chroma`, `ldm/qwen_image`, `ldm/lumina` (Lumina 2 and Z-Image), `ldm/krea2`, `ldm/anima` with `ldm/cosmos`, and the
-encoders in `comfy/text_encoders`. Which blocks are read at which timestep is in `attention.config.STUDIED`. Imports
+`ldm/chroma` and `ldm/chroma_radiance`, `ldm/qwen_image`, `ldm/lumina` (Lumina 2 and Z-Image), `ldm/krea2`, `ldm/anima`
+with `ldm/cosmos`, `ldm/wan`, `ldm/aura`, `ldm/hunyuan_video` (Hunyuan Image), `ldm/omnigen`, and the encoders in
+`comfy/text_encoders`. Which blocks are read at which timestep is in `attention.config.STUDIED`. Imports
 attention and errors; `comfyui_joint` imports it.
 """
 
@@ -51,6 +52,8 @@ class Joint(NamedTuple):
 QWEN, GEMMA = "qwen3_4b", "gemma2_2b"
 T5_ROWS = (("t5xxl",),)
 DOUBLE = {"joint": "double_blocks"}  # of Flux: the blocks after these, with one stream for both, were not studied
+CHROMA = Joint("chroma", Layout(DOUBLE), Encoders(("t5xxl",), T5_ROWS))
+WAN = Joint("wan", Layout({"joint": "blocks"}, inner="cross_attn"), Encoders(("umt5xxl",), width="text_embedding.0"))
 JOINT: dict[str, Joint] = {  # by the class of ComfyUI's BaseModel
     "SD3": Joint(
         "sd3",
@@ -59,7 +62,8 @@ JOINT: dict[str, Joint] = {  # by the class of ComfyUI's BaseModel
     ),
     "Flux": Joint("flux", Layout(DOUBLE, references=True), Encoders(("l t5xxl",), T5_ROWS)),
     "Flux2": Joint("flux2", Layout(DOUBLE, references=True), Encoders((QWEN, "qwen3_8b", "mistral3_24b"), at_end=True)),
-    "Chroma": Joint("chroma", Layout(DOUBLE), Encoders(("t5xxl",), T5_ROWS)),
+    "Chroma": CHROMA,
+    "ChromaRadiance": CHROMA,
     "QwenImage": Joint(
         "qwen", Layout({"joint": "transformer_blocks"}, references=True), Encoders(("qwen25_7b",), at_end=True)
     ),
@@ -76,13 +80,46 @@ JOINT: dict[str, Joint] = {  # by the class of ComfyUI's BaseModel
         Layout({"joint": "blocks"}, patch="patch_spatial", inner="cross_attn"),
         Encoders(("qwen3_06b t5xxl",), T5_ROWS, width=""),
     ),
+    "CosmosPredict2": Joint(
+        "cosmos",
+        Layout({"joint": "blocks"}, patch="patch_spatial", inner="cross_attn"),
+        Encoders(("t5xxl",), T5_ROWS, width="blocks.0.cross_attn.k_proj"),
+    ),
+    "WAN21": WAN,
+    "WAN22": WAN,
+    "AuraFlow": Joint(
+        "aura",
+        Layout({"joint": "single_layers"}, registers="register_tokens"),  # those before hold two streams: 4 of 36
+        Encoders(("pile_t5xl",), width="cond_seq_linear"),
+    ),
+    "HunyuanImage21": Joint(
+        "hunyuan",
+        Layout(DOUBLE, glyphs="txt_byt5"),
+        Encoders(("qwen25_7b", "byt5 qwen25_7b"), (("qwen25_7b",),), at_end=True, width="txt_in.input_embedder"),
+    ),
+    "Omnigen2": Joint(
+        "omnigen2",
+        Layout({"joint": "layers"}),
+        Encoders(("qwen25_3b",), width="time_caption_embed.caption_embedder.1"),
+    ),
+    "HiDream": Joint(
+        "hidream",
+        Layout({"joint": "double_stream_blocks"}, text_first=False, twice="encoder_hidden_states_llama3"),
+        Encoders(
+            ("g l llama t5xxl",),
+            (("t5xxl",), ("llama",), ("llama",)),  # Llama's last layer in every block, then a layer of the block's own
+            most=100,
+            width="",
+        ),
+    ),
 }
+OTHERS = ("clip_text_pooled_proj", "img_emb")  # of relatives: NewBie has two encoders, a Wan that reads a picture
 
 
 def joint_of(base: Any, network: Any) -> Joint | None:
     """The family of ComfyUI's BaseModel `base` around `network`; None for any other, relatives of these included."""
     found = JOINT.get(type(base).__name__)
-    if found is None or getattr(network, "clip_text_pooled_proj", None) is not None:  # NewBie, which has two encoders
+    if found is None or any(getattr(network, part, None) is not None for part in OTHERS):
         return None
     if found.family == "lumina2" and getattr(network, "pad_tokens_multiple", None):
         return found._replace(family="zimage", encoders=dataclasses.replace(found.encoders, all_of=(QWEN,)))
@@ -127,11 +164,11 @@ def rows_of(encoders: Encoders, tokens: Tokens, blank: Tokens, length: int) -> l
     """
     rows, start = [], 0
     for name in stretches(encoders, tokens):
-        every = [token for row in tokens[name] for token in row]
+        every = _flat(tokens[name])
         if encoders.at_end:
             start = length - len(every)
         row = [-1] * length
-        for i in _own(every, [token for part in blank[name] for token in part]):
+        for i in _own(every, _flat(blank[name])):
             if not 0 <= start + i < length:
                 raise HostError(
                     f"Expected at most {length} rows of text, got {len(every)} tokens of {name}. Connect the model's "
@@ -141,6 +178,15 @@ def rows_of(encoders: Encoders, tokens: Tokens, blank: Tokens, length: int) -> l
         rows.append(row)
         start += len(every)
     return rows
+
+
+def rows_needed(encoders: Encoders, tokens: Tokens) -> int:
+    """How many rows the tokens take, where all stretches stand one after the other."""
+    return sum(len(_flat(tokens[name])) for name in stretches(encoders, tokens))
+
+
+def _flat(rows: Sequence[Sequence[Sequence[Any]]]) -> list[Sequence[Any]]:
+    return [token for row in rows for token in row]
 
 
 def _own(tokens: Sequence[Sequence[Any]], blank: Sequence[Sequence[Any]]) -> list[int]:

@@ -72,6 +72,16 @@ def network() -> Network:
     return Network().requires_grad_(False)
 
 
+def test_where_text_and_picture_stand() -> None:
+    network = SimpleNamespace(register_tokens=torch.zeros(1, 8, 2), pads_to=32, patch=(1, 2, 2), side=16)
+    assert Layout({}).spans(network, 5, 12) == (slice(0, 5), slice(5, 17))
+    assert Layout({}, text_first=False).spans(network, 5, 12) == (slice(12, 17), slice(0, 12))
+    assert Layout({}, registers="register_tokens").spans(network, 5, 12) == (slice(8, 13), slice(13, 25))
+    assert Layout({}, multiple="pads_to").spans(network, 33, 12) == (slice(0, 33), slice(64, 76))
+    assert Layout({}).spans(network, 5, 12, glyphs=3) == (slice(0, 5), slice(8, 20))
+    assert [Layout({}, patch=name).side(network) for name in ("patch", "side", 4)] == [2, 16, 4]
+
+
 def read(
     network: Network, size: tuple[int, int] = (4, 6), options: Any = None, blocks: Any = ("joint.1",), **named: Any
 ) -> tuple[Any, Tensor | None]:
@@ -80,7 +90,7 @@ def read(
     frames = named.pop("frames", ())
     x = torch.randn(2, 4, *frames, *size, generator=generator)
     context = 3 * torch.randn(2, TEXT, WIDTH, generator=generator)
-    given = {name: named.pop(name) for name in ("mask", "ref_latents") if name in named}
+    given = {name: named.pop(name) for name in ("mask", "ref_latents", "image_cond") if name in named}
     specs = {name: TapSpec(name, 0, 2) for name in LAYOUT.modules(network)}
     out = None
     with reading_joint(LAYOUT, network, blocks, blocks[:1], specs, size, **named) as found:
@@ -162,6 +172,7 @@ def test_somebody_else_s_pass_is_left_as_it_is(network: Network) -> None:
     [
         ({"frames": (3,)}, "one frame was expected, and 3 came"),
         ({"ref_latents": [torch.zeros(1)]}, "without reference pictures"),
+        ({"image_cond": torch.zeros(1)}, "without reference pictures"),
         ({"blocks": ("joint.7",)}, "Expected blocks of joint.0, joint.1, joint.2, got joint.7"),
     ],
 )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from ldznet.errors import HostError
-from ldznet.hosts.joint import JOINT, Encoders, require_encoders, rows_of, stretches
+from ldznet.hosts.joint import JOINT, Encoders, joint_of, require_encoders, rows_needed, rows_of, stretches
 
 WORDS = [11, 12, 13]
 
@@ -42,6 +43,25 @@ def test_sd3_has_a_word_in_clip_s_rows_and_in_t5_s() -> None:
     assert rows_of(encoders, tokens, blank, 9) == [[-1, 5, 6, *[-1] * 6], [*[-1] * 5, *WORDS, -1]]
     del tokens["l"]
     assert stretches(encoders, tokens) == ["g", "t5xxl"]
+
+
+def test_hidream_has_a_word_in_t5_s_rows_and_twice_in_llama_s() -> None:
+    encoders = JOINT["HiDream"].encoders
+    tokens = {"l": [], "g": [], "t5xxl": [row((WORDS, 1), ([1], 0))], "llama": [row(([90], 0), ([7, 8], 1))]}
+    blank = {"t5xxl": [row(([1, 0], 0))], "llama": [row(([90, 91], 0))]}
+    assert rows_needed(encoders, tokens) == 10
+    none = [-1] * 10
+    first, second = [*none[:5], 7, 8, *none[7:]], [*none[:8], 7, 8]
+    assert rows_of(encoders, tokens, blank, 10) == [[*WORDS, *none[3:]], first, second]
+
+
+def test_relatives_of_a_family_are_none_of_it() -> None:
+    wan = type("WAN21", (), {})()
+    found = joint_of(wan, SimpleNamespace(img_emb=None))
+    assert found is not None
+    assert found.family == "wan"
+    assert joint_of(wan, SimpleNamespace(img_emb=object())) is None  # it reads a picture beside the text
+    assert joint_of(type("WAN21_Vace", (type(wan),), {})(), SimpleNamespace()) is None
 
 
 def test_embeddings_are_nobody_s_word() -> None:

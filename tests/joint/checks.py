@@ -22,7 +22,10 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import families  # noqa: E402
 
-SIZE = (12, 20)  # of the latents, not square
+SIZE = (12, 20)  # of the latents, not square; in patches of two
+SIDES = {"flux2": 1, "hunyuan_image": 1, "chroma_radiance": 16}  # of a patch, where it is not 2
+INNER = ("anima", "cosmos_predict2", "wan2.1", "wan2.2")  # which have true cross-attention
+FRAMES = ("qwen", "krea2", *INNER)  # whose latents have a dimension for frames
 PROMPT = "a photo of a red dog and the green grass"
 WORDS = {"dog": "dog", "grass": "grass"}
 
@@ -86,19 +89,23 @@ class Case:
         self.host: Any = host_of(self.model, self.clip)
         self.network = self.model.model.diffusion_model
         self.blocks = list(getattr(self.network, next(iter(self.host.layout.stages.values()))))
-        self.inner = "cross_attn" if name == "anima" else ""
-        side = 1 if name == "flux2" else 2
-        self.grid = (SIZE[0] // side, SIZE[1] // side)
+        self.inner = "cross_attn" if name in INNER else ""
+        self.side = SIDES.get(name, 2)
+        self.size = tuple(side * max(1, self.side // 2) for side in SIZE)
+        self.grid = (self.size[0] // self.side, self.size[1] // self.side)
         self.pixels = self.grid[0] * self.grid[1]
         generator = torch.Generator("cpu").manual_seed(3)
-        self.latents = torch.randn(2, self.host.latent_channels, *SIZE, generator=generator, dtype=torch.float32)
+        self.latents = torch.randn(2, self.host.latent_channels, *self.size, generator=generator, dtype=torch.float32)
 
     def spans(self, rows: int) -> tuple[slice, slice]:
         """Where text of `rows` rows and picture are: what this test says of each class."""
         if self.inner:
             return slice(0, 512), slice(0, self.pixels)
-        start = -(-rows // 32) * 32 if self.name == "zimage" else rows
-        return slice(0, rows), slice(start, start + self.pixels)
+        if self.name == "hidream":  # rows of T5, and twice those of Llama
+            return slice(self.pixels, self.pixels + rows + 2 * 128), slice(0, self.pixels)
+        first = 8 if self.name == "aura" else 0  # registers
+        start = first + (-(-rows // 32) * 32 if self.name == "zimage" else rows)
+        return slice(first, first + rows), slice(start, start + self.pixels)
 
     def conditioning(self, batch: int) -> Any:
         """Of PROMPT, for a batch."""
@@ -113,7 +120,7 @@ class Case:
         names = list(self.host.specs)
 
         def observer(network: Any) -> Any:
-            return self.host.reading_attention(network, names, names[-1:], self.host.specs, SIZE, **named)
+            return self.host.reading_attention(network, names, names[-1:], self.host.specs, self.size, **named)
 
         with recording(self.network, self.blocks, self.inner) as seen:
             found = self.host.observe(latents, steps, conditioning, observer)
@@ -129,7 +136,7 @@ def maps(case: Case) -> dict[str, Any]:
     """Maps against the explicit ones, with variants that must differ."""
     conditioning = case.conditioning(2)
     found, seen = case.read(case.latents, conditioning)
-    rows = 512 if case.name in ("flux2", "anima") else conditioning.context.shape[1]
+    rows = 512 if case.name == "flux2" else conditioning.context.shape[1]
     text, picture = case.spans(rows)
     last = len(case.blocks) - 1
 
@@ -153,19 +160,24 @@ def maps(case: Case) -> dict[str, Any]:
     wrong["softmax over the text alone"] = explicit(call, text, picture, text)
     if not case.inner:
         n = call[0].shape[2]
-        first = slice(0, case.pixels), slice(case.pixels, case.pixels + rows)
-        wrong["picture before text"] = explicit(call, first[1], first[0])
-        if text.stop != picture.start:
+        words = text.stop - text.start
+        swapped = slice(case.pixels, case.pixels + words), slice(0, case.pixels)
+        if case.name == "hidream":
+            swapped = slice(0, words), slice(words, words + case.pixels)
+        wrong["the other order"] = explicit(call, *swapped)
+        if case.name == "aura":
+            wrong["registers forgotten"] = explicit(call, slice(0, rows), slice(rows, rows + case.pixels))
+        if text.stop < picture.start:
             wrong["caption padding counted"] = explicit(call, slice(0, picture.start), picture)
             shifted = slice(text.stop, text.stop + case.pixels)
             wrong["caption padding forgotten"] = explicit(call, text, shifted)
-        if picture.stop != n:
+        if picture.stop not in (n, text.start):
             wrong["picture padding kept"] = explicit(call, text, slice(picture.start, n))
     else:
         wrong = {"another block": wrong["another block"]}
     result["wrong"] = {name: distance(ours[0], other) for name, other in wrong.items()}
     with no_rotary():
-        if not case.inner and case.family != "sd3":
+        if not case.inner and case.family not in ("sd3", "aura"):
             _, without = case.read(case.latents, conditioning)
             result["wrong"]["rotary left out"] = distance(ours[0], explicit(joint_call(without[0]), text, picture))
     return result
@@ -191,16 +203,18 @@ def no_rotary() -> Iterator[None]:
 
 def places(case: Case) -> dict[str, Any]:
     """Which keys of the first block change with a row of the text, and with a patch of the picture."""
-    conditioning, names = case.conditioning(1), ["context_refiner", "noise_refiner"]
-    kept = {name: getattr(case.network, name) for name in names if hasattr(case.network, name)}
+    conditioning, names = case.conditioning(1), ["context_refiner", "noise_refiner", "double_layers"]
+    owners = {"krea2": "txtfusion", "hunyuan_image": "txt_in.individual_token_refiner"}
+    inside = {"krea2": "refiner_blocks", "hunyuan_image": "blocks"}
+    owner = case.network.get_submodule(owners.get(case.name, ""))
+    names = [inside.get(case.name, ""), *names]
+    kept = {name: getattr(owner, name) for name in names if hasattr(owner, name)}
     for name in kept:  # which mix rows with each other
-        setattr(case.network, name, torch.nn.ModuleList())
-    if case.name == "krea2":
-        fusion = case.network.txtfusion.refiner_blocks
-        case.network.txtfusion.refiner_blocks = torch.nn.ModuleList()
+        setattr(owner, name, torch.nn.ModuleList())
     if case.inner:
         for block in case.blocks:
-            block.self_attn.output_proj.weight.zero_()
+            own = block.self_attn
+            (own.o if case.name.startswith("wan") else own.output_proj).weight.zero_()
     try:
         latents = case.latents[:1]
         _, before = case.read(latents, conditioning)
@@ -208,20 +222,17 @@ def places(case: Case) -> dict[str, Any]:
         changed = conditioning.context.clone()
         changed[:, row] += 5 * torch.randn(changed.shape[2], generator=torch.Generator("cpu").manual_seed(1))
         after = dataclasses.replace(conditioning, context=changed)
-        if case.inner:
+        if case.name == "anima":
             weights = conditioning.extras["t5xxl_weights"].clone()
             weights[row] *= 3
             after = dataclasses.replace(conditioning, extras={**conditioning.extras, "t5xxl_weights": weights})
         _, text = case.read(latents, after)
-        side = SIZE[0] // case.grid[0]
         patched = latents.clone()
-        patched[:, :, at[0] * side, at[1] * side] += 5
+        patched[:, :, at[0] * case.side, at[1] * case.side] += 5
         _, picture = case.read(patched, conditioning)
     finally:
         for name, modules in kept.items():
-            setattr(case.network, name, modules)
-        if case.name == "krea2":
-            case.network.txtfusion.refiner_blocks = fusion
+            setattr(owner, name, modules)
 
     def changed_rows(after: Any, part: int) -> list[int]:
         difference = (joint_call(after[0])[part] - joint_call(before[0])[part]).abs().amax(dim=(0, 1, 3))
@@ -230,6 +241,7 @@ def places(case: Case) -> dict[str, Any]:
     padded = conditioning.context.shape[1]
     offset = max(0, 512 - padded) if case.name == "flux2" else 0
     spans = case.spans(padded + offset)
+    offset += spans[0].start
     patch = spans[1].start + at[0] * case.grid[1] + at[1]
     part = 0 if case.inner else 1
     return {"text": [changed_rows(text, 1), [row + offset]], "picture": [changed_rows(picture, part), [patch]]}
@@ -258,9 +270,8 @@ def words(case: Case) -> dict[str, Any]:
 
 def parts_of(case: Case, difference: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
     """Each encoder's stretch of rows."""
-    if case.name == "sd3+t5":
-        return [(0, difference[:77]), (77, difference[77:])]
-    return [(0, difference)]
+    starts = {"sd3+t5": [0, 77], "hidream": [0, 128, 256]}.get(case.name, [0])
+    return [(i, difference[i:j]) for i, j in zip(starts, [*starts[1:], None], strict=True)]
 
 
 def first_of(difference: torch.Tensor, start: int) -> int:
@@ -272,9 +283,13 @@ def first_of(difference: torch.Tensor, start: int) -> int:
 
 
 def network_text(case: Case, text: str) -> torch.Tensor:
-    """The rows of text that the first block's network is given: T5's embeddings for Anima, else the context."""
+    """The rows of text that the first block is given: T5's embeddings for Anima, T5's and twice Llama's for HiDream,
+    else the context."""
     encoded = case.host.condition([text])
-    conds = case.host._conds(case.latents[:1] if case.name != "anima" else case.latents[:1, :, None], encoded)
+    conds = case.host._conds(case.latents[:1, :, None] if case.name in FRAMES else case.latents[:1], encoded)
+    if case.name == "hidream":
+        llama = conds["encoder_hidden_states_llama3"].cond
+        return torch.cat([conds["c_crossattn"].cond, llama[:, 2], llama[:, 0]], dim=1)
     if case.name != "anima":
         return conds["c_crossattn"].cond
     return case.network.preprocess_text_embeds(encoded.context, encoded.extras["t5xxl_ids"][None])
@@ -299,7 +314,7 @@ def references(case: Case) -> dict[str, Any]:
         return original(**named, reference_latents=[reference])
 
     def observer(network: Any) -> Any:
-        return case.host.reading_attention(network, names, (), case.host.specs, SIZE)
+        return case.host.reading_attention(network, names, (), case.host.specs, case.size)
 
     case.model.model.extra_conds = with_reference
     try:
@@ -315,6 +330,19 @@ def references(case: Case) -> dict[str, Any]:
         "error": float((ours - explicit(call, text, picture)).abs().max()),
         "rows": [ours.shape[1], kept.shape[1]],
     }
+
+
+def glyphs(case: Case) -> dict[str, Any]:
+    """With rows of a text in quotes, which a second encoder reads, after those of the prompt."""
+    conditioning = case.conditioning(1)
+    quoted = torch.randn(1, 7, 1472, generator=torch.Generator("cpu").manual_seed(13))
+    extras = {**conditioning.extras, "conditioning_byt5small": quoted}
+    rows = conditioning.context.shape[1]
+    found, seen = case.read(case.latents[:1], dataclasses.replace(conditioning, extras=extras))
+    ours, call = found.cross["joint.0"].flatten(2).transpose(1, 2), joint_call(seen[0])
+    places = [slice(rows + skipped, rows + skipped + case.pixels) for skipped in (7, 0)]
+    errors = [float((ours - explicit(call, slice(0, rows), place)).abs().max()) for place in places]
+    return dict(zip(("error", "forgotten"), errors, strict=True))
 
 
 def sampling(case: Case) -> dict[str, Any]:
@@ -345,9 +373,9 @@ def sampling(case: Case) -> dict[str, Any]:
         return executor(*args, **named)
 
     generator = torch.Generator("cpu").manual_seed(11)
-    latent = torch.zeros(3, case.host.latent_channels, *SIZE)
+    latent = torch.zeros(3, case.host.latent_channels, *case.size)
     noise = torch.randn(latent.shape, generator=generator)
-    latent, noise = (x[:, :, None] if case.name in ("qwen", "krea2", "anima") else x for x in (latent, noise))
+    latent, noise = (x[:, :, None] if case.name in FRAMES else x for x in (latent, noise))
     positive, negative = (case.clip.encode_from_tokens_scheduled(case.clip.tokenize(text)) for text in (PROMPT, ""))
 
     def sampled(model: Any) -> torch.Tensor:
@@ -389,6 +417,8 @@ def measured(name: str) -> dict[str, Any]:
     found = {"maps": maps(case), "places": places(case), "words": words(case)}
     if name in ("flux", "flux2", "qwen"):
         found["references"] = references(case)
+    if name == "hunyuan_image":
+        found["glyphs"] = glyphs(case)
     found["sampling"] = sampling(case)
     return found
 

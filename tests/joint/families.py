@@ -1,7 +1,8 @@
 """Families of transformers, built small with random weights by ComfyUI's own classes. Run by ComfyUI's interpreter.
 
-Text encoders are ComfyUI's too, with its own tokenizers. Gemma's and Mistral's come inside checkpoints: Lumina 2 has a
-small one here, of Gemma's kind and trained for it, and Flux.2 is here as Klein, which has Qwen's.
+Text encoders are ComfyUI's too, with its own tokenizers. Gemma's, UMT5's and Mistral's come inside checkpoints: Lumina
+2 and Wan have small ones here, of their kinds and trained for them, and Flux.2 is here as Klein, which has Qwen's.
+HiDream has Qwen's for Llama's, which is of the same kind and not part of every copy of ComfyUI.
 """
 
 from __future__ import annotations
@@ -53,6 +54,44 @@ LUMINA = {
     "axes_dims": [8, 12, 12],
     "axes_lens": [300, 64, 64],
 }
+CHROMA = {
+    **{k: v for k, v in FLUX.items() if k != "guidance_embed"},
+    "in_channels": 64,
+    "out_channels": 64,
+    "depth": 19,
+    "depth_single_blocks": 38,
+    "in_dim": 64,
+    "out_dim": 64,
+    "hidden_dim": 32,
+    "n_layers": 1,
+}
+COSMOS = {
+    "max_img_h": 64,
+    "max_img_w": 64,
+    "max_frames": 16,
+    "in_channels": 16,
+    "out_channels": 16,
+    "patch_spatial": 2,
+    "patch_temporal": 1,
+    "concat_padding_mask": True,
+    "model_channels": 64,
+    "num_blocks": 3,
+    "num_heads": 2,
+    "crossattn_emb_channels": 1024,
+    "pos_emb_cls": "rope3d",
+    "mlp_ratio": 2.0,
+}
+WAN = {
+    "model_type": "t2v",
+    "patch_size": (1, 2, 2),
+    "text_len": 512,
+    "dim": 64,
+    "ffn_dim": 64,
+    "text_dim": 32,
+    "freq_dim": 32,
+    "num_heads": 2,
+    "num_layers": 3,
+}
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {  # the class in comfy.supported_models, and its sizes
     "sd3": (
         "SD3",
@@ -96,16 +135,24 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {  # the class in comfy.suppor
     ),
     "chroma": (
         "Chroma",
+        CHROMA,
+    ),
+    "chroma_radiance": (
+        "ChromaRadiance",
         {
-            **{k: v for k, v in FLUX.items() if k != "guidance_embed"},
-            "in_channels": 64,
-            "out_channels": 64,
-            "depth": 19,
-            "depth_single_blocks": 38,
-            "in_dim": 64,
-            "out_dim": 64,
-            "hidden_dim": 32,
-            "n_layers": 1,
+            **CHROMA,
+            "patch_size": 16,
+            "in_channels": 3,
+            "out_channels": 3,
+            "nerf_hidden_size": 16,
+            "nerf_mlp_ratio": 2,
+            "nerf_depth": 1,
+            "nerf_max_freqs": 4,
+            "nerf_tile_size": 0,
+            "nerf_final_head_type": "conv",
+            "nerf_embedder_dtype": None,
+            "use_x0": False,
+            "use_sequential_txt_ids": False,
         },
     ),
     "qwen": (
@@ -149,21 +196,76 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {  # the class in comfy.suppor
     ),
     "anima": (
         "Anima",
+        COSMOS,
+    ),
+    "cosmos_predict2": ("CosmosT2IPredict2", COSMOS),
+    "wan2.1": ("WAN21_T2V", {**WAN, "in_dim": 16, "out_dim": 16}),
+    "wan2.2": ("WAN22_T2V", {**WAN, "in_dim": 48, "out_dim": 48}),
+    "aura": (
+        "AuraFlow",
         {
-            "max_img_h": 64,
-            "max_img_w": 64,
-            "max_frames": 16,
-            "in_channels": 16,
-            "out_channels": 16,
-            "patch_spatial": 2,
-            "patch_temporal": 1,
-            "concat_padding_mask": True,
-            "model_channels": 64,
-            "num_blocks": 3,
-            "num_heads": 2,
-            "crossattn_emb_channels": 1024,
-            "pos_emb_cls": "rope3d",
+            "dim": 64,
+            "n_layers": 5,
+            "n_double_layers": 2,
+            "n_heads": 2,
+            "global_conddim": 64,
+            "cond_seq_dim": 32,
+            "max_seq": 256,
+        },
+    ),
+    "hunyuan_image": (
+        "HunyuanImage21",
+        {
+            "in_channels": 64,
+            "out_channels": 64,
+            "vec_in_dim": None,
+            "context_in_dim": 32,
+            "hidden_size": 64,
             "mlp_ratio": 2.0,
+            "num_heads": 2,
+            "depth": 3,
+            "depth_single_blocks": 1,
+            "axes_dim": [16, 16],
+            "theta": 256,
+            "patch_size": [1, 1],
+            "qkv_bias": True,
+            "guidance_embed": False,
+            "byt5": True,
+            "meanflow": True,
+            "use_cond_type_embedding": False,
+            "vision_in_dim": None,
+            "meanflow_sum": False,
+        },
+    ),
+    "omnigen2": (
+        "Omnigen2",
+        {
+            "patch_size": 2,
+            "in_channels": 16,
+            "hidden_size": 64,
+            "num_layers": 3,
+            "num_refiner_layers": 1,
+            "num_attention_heads": 2,
+            "num_kv_heads": 1,
+            "multiple_of": 32,
+            "axes_dim_rope": (8, 12, 12),
+            "axes_lens": (300, 64, 64),
+            "text_feat_dim": 32,
+        },
+    ),
+    "hidream": (
+        "HiDream",
+        {
+            "patch_size": 2,
+            "in_channels": 16,
+            "num_layers": 3,
+            "num_single_layers": 1,
+            "attention_head_dim": 32,
+            "num_attention_heads": 2,
+            "caption_channels": [32, 32],
+            "text_emb_dim": 2048,
+            "axes_dims_rope": (8, 12, 12),
+            "llama_layers": [0, 1, 2, 2],
         },
     ),
 }
@@ -177,7 +279,7 @@ def model(name: str, **sizes: Any) -> Any:
 
     kind, config = NETWORKS[name]
     supported = getattr(comfy.supported_models, kind)({"image_model": name, **config, **sizes})
-    if name == "sd3":
+    if name in ("sd3", "aura"):
         del supported.unet_config["image_model"]
     supported.set_inference_dtype(torch.float32, None)
     base = supported.get_model({}, "", device="cpu")
@@ -215,7 +317,9 @@ def clip(name: str) -> Any:
     """ComfyUI's CLIP of a family: its own tokenizer, its own encoder classes at a small size."""
     import comfy.sd
     import comfy.supported_models_base
-    from comfy.text_encoders import flux, lumina2, pixart_t5, qwen_image, sd3_clip  # others only later ComfyUIs have
+    from comfy.text_encoders import aura_t5, cosmos, flux, lumina2, pixart_t5, qwen_image, sd3_clip, wan
+
+    # others only later ComfyUIs have
 
     tokenizer: dict[str, Any] = {}
     options: dict[str, Any] = {"dtype": torch.float32}
@@ -239,16 +343,43 @@ def clip(name: str) -> Any:
     elif name == "flux2":
         kinds = (flux.KleinTokenizer, flux.klein_te())
         options |= llama("qwen3_4b", 28)
-    elif name == "chroma":
+    elif name in ("chroma", "chroma_radiance"):
         kinds = (pixart_t5.PixArtTokenizer, pixart_t5.pixart_te())
         options |= small_t5
+    elif name == "cosmos_predict2":
+        kinds = (cosmos.CosmosT5Tokenizer, cosmos.te())
+        options |= {"t5xxl_model_config": {**T5, "d_model": 1024}}
+    elif name.startswith("wan"):
+        kinds = (wan.WanT5Tokenizer, wan.te())
+        options |= {"umt5xxl_model_config": {**T5, "d_model": 32}}
+        tokenizer = spiece_model(add_dummy_prefix=True)
+    elif name == "aura":
+        kinds = (aura_t5.AuraT5Tokenizer, aura_t5.AuraT5Model)
+        options |= {"pile_t5xl_model_config": {**T5, "d_model": 32}}
+    elif name == "hunyuan_image":
+        from comfy.text_encoders import hunyuan_image
+
+        kinds = (hunyuan_image.HunyuanImageTokenizer, hunyuan_image.te())
+        options |= llama("qwen25_7b", 4)
+    elif name == "hidream":
+        from comfy.text_encoders import hidream
+
+        small = {"num_hidden_layers": 3, "intermediate_size": 32, "num_attention_heads": 2}
+        kinds = (qwen_for_llama(hidream.HiDreamTokenizer), hidream.hidream_clip())
+        options |= {"clip_l_model_config": small, "clip_g_model_config": small, **small_t5}
+        options |= llama("llama", 3)
+    elif name == "omnigen2":
+        from comfy.text_encoders import omnigen2
+
+        kinds = (omnigen2.Omnigen2Tokenizer, omnigen2.te())
+        options |= llama("qwen25_3b", 1)
     elif name == "qwen":
         kinds = (qwen_image.QwenImageTokenizer, qwen_image.te())
         options |= llama("qwen25_7b", 1)
     elif name == "lumina2":
         kinds = (lumina2.LuminaTokenizer, lumina2.te())
         options |= llama("gemma2_2b", 3)
-        tokenizer = gemma_like()
+        tokenizer = spiece_model(add_dummy_prefix=False)
     elif name == "zimage":
         from comfy.text_encoders import z_image
 
@@ -270,8 +401,25 @@ def clip(name: str) -> Any:
     return found
 
 
-def gemma_like() -> dict[str, Any]:
-    """A sentencepiece model of Gemma's kind (byte pairs, no space put before a text), as a checkpoint has it."""
+def qwen_for_llama(kind: Any) -> Any:
+    """A tokenizer such as HiDream's, with Qwen's words in place of Llama's, after Llama's start."""
+    from comfy.text_encoders import qwen_image
+
+    start = 128000
+
+    class Tokenizer(kind):  # type: ignore[misc]
+        def __init__(self, **named: Any) -> None:
+            super().__init__(**named)
+            qwen = qwen_image.Qwen25_7BVLITokenizer().tokenizer
+            self.llama.tokenizer = lambda text: {"input_ids": [start, *qwen(text)["input_ids"]]}
+            self.llama.start_token = start
+
+    return Tokenizer
+
+
+def spiece_model(add_dummy_prefix: bool) -> dict[str, Any]:
+    """A sentencepiece model of byte pairs, as a checkpoint has it. With `add_dummy_prefix` a space is put before a
+    text, as in UMT5's, and else not, as in Gemma's."""
     import io
 
     import sentencepiece
@@ -287,7 +435,7 @@ def gemma_like() -> dict[str, Any]:
         vocab_size=420,
         model_type="bpe",
         byte_fallback=True,
-        add_dummy_prefix=False,
+        add_dummy_prefix=add_dummy_prefix,
         remove_extra_whitespaces=False,
         pad_id=0,
         eos_id=1,

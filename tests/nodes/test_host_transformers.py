@@ -13,18 +13,25 @@ from typing import Any
 import pytest
 import torch
 from comfyui import graphs, host
+from joint import families
 
 pytestmark = pytest.mark.host
 
-CELLS = {"zimage": 8, "qwen": 8, "flux2": 16}  # pixels of a latent
-CHANNELS = {"zimage": 16, "qwen": 16, "flux2": 128}
-KINDS = {"zimage": "ZImage", "qwen": "QwenImage", "flux2": "Flux2"}  # classes in comfy.supported_models
-TITLES = {"zimage": "Z-Image", "qwen": "Qwen-Image", "flux2": "Flux.2"}
+CELLS = {"zimage": 8, "qwen": 8, "flux2": 16, "wan2.1": 8, "hunyuan_image": 32, "hidream": 8}  # pixels of a latent
+CHANNELS = {"zimage": 16, "qwen": 16, "flux2": 128, "wan2.1": 16, "hunyuan_image": 64, "hidream": 16}
+TITLES = {
+    "zimage": "Z-Image",
+    "qwen": "Qwen-Image",
+    "flux2": "Flux.2",
+    "wan2.1": "Wan",
+    "hunyuan_image": "Hunyuan Image 2.1",
+    "hidream": "HiDream",
+}
 
 
 def prompted(family: str, height: int = 12, width: int = 20, batch: int = 1) -> graphs.Prompt:
     """A sampler of three steps under a capture; "latent" has `height` x `width` latent pixels."""
-    if reason := host.lacking(KINDS[family]):
+    if reason := host.lacking(families.NETWORKS[family][0]):
         pytest.skip(reason)
     shape = f"{batch} {CHANNELS[family]} {height} {width}"
     prompt = {
