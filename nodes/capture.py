@@ -77,9 +77,9 @@ class CaptureWhileSampling(io.ComfyNode):
     def execute(cls, model: Any, head: Any = None) -> Any:
         """A clone of the model that captures, and the capture that its samplers will fill. The given model stays as
         it is."""
-        from ..ldznet.hosts import comfyui, comfyui_joint
+        from ..ldznet.hosts import comfyui, comfyui_heads, comfyui_joint
 
-        head = head or comfyui.attention_head(model)
+        head = head or comfyui_heads.attention_head(model)
         with socket("head"):
             host = comfyui_joint.host_of(model)
             config = Predictor(host, head.running()).config  # raises if the head does not fit

@@ -96,10 +96,10 @@ class LoadHead(io.ComfyNode):
     def execute(cls, head: str) -> Any:
         """The head, under ComfyUI's memory management. A node shows one sentence; what deviates in a file, name by
         name, is in the log."""
-        from ..ldznet.hosts import comfyui
+        from ..ldznet.hosts import comfyui_heads
 
         try:
-            return io.NodeOutput(comfyui.open_head(head_path(head), head))
+            return io.NodeOutput(comfyui_heads.open_head(head_path(head), head))
         except CheckpointError as error:
             sentence = str(error).partition("\n")[0]
             raise CheckpointError(f"{sentence} (socket: head)") from error

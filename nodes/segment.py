@@ -163,7 +163,7 @@ class InnerSegment(io.ComfyNode):
         head: Any = None,
     ) -> Any:
         """The soft maps, remembered by everything that they were made of."""
-        from ..ldznet.hosts import comfyui, comfyui_joint
+        from ..ldznet.hosts import comfyui, comfyui_heads, comfyui_joint
 
         samples = None if latent is None else vae_latents_of(latent)
         settings: dict[str, Any] = {"seed": seed, "ensemble": ensemble, "resolution": resolution}
@@ -174,7 +174,7 @@ class InnerSegment(io.ComfyNode):
                 predictor = Predictor(host, head.running(), progress=comfyui.Progress(), **settings)
             return soft_maps(predictor, read_phrases(text), samples, image)
 
-        head = head or comfyui.attention_head(model)
+        head = head or comfyui_heads.attention_head(model)
         key = (text, *settings.values())
         return io.NodeOutput(head.memo.get([model, clip, vae, latent and latent["samples"], image], key, make))
 

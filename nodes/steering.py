@@ -252,9 +252,9 @@ class _Looking:
     """Segments a sampler's estimate for `phrases`; all that a text encoder has to do is done before."""
 
     def __init__(self, model: Any, clip: Any, head: Any, phrases: list[str]) -> None:
-        from ..ldznet.hosts import comfyui, comfyui_steering
+        from ..ldznet.hosts import comfyui_heads, comfyui_steering
 
-        head = head or comfyui.attention_head(model)
+        head = head or comfyui_heads.attention_head(model)
         require_latents(head.config)
         self.clip, self.head, self.phrases = clip, head, phrases
         self.encoded: dict[str, dict[str, torch.Tensor]] = {}

@@ -14,7 +14,7 @@ ONE_FILE = {
     "diffusers": {"hosts/hf_diffusers.py", "tinyworld/joint.py"},
     "transformers": {"hosts/hf_diffusers.py", "evaluate/clipseg.py"},
     "accelerate": {"train/engine.py", "evaluate/shards.py"},
-    "comfy": {"hosts/comfyui.py", "hosts/comfyui_world.py"},
+    "comfy": {"hosts/comfyui.py", "hosts/comfyui_heads.py", "hosts/comfyui_world.py"},
 }
 ORDER = (  # a part of ldznet imports what stands before it, and nothing after it
     *("errors", "bounds", "placing", "shapes", "writing", "sources", "clip_bpe", "phrases", "prompted", "combining"),

@@ -67,10 +67,11 @@ class Layout:
 
     def spans(self, network: Any, text: int, picture: int, glyphs: int = 0) -> tuple[slice, slice]:
         """Where in the sequence the rows of text and those of the picture are."""
-        if not self.text_first:
+        first = next(iter(self.modules(network).values()), None)
+        if not self.text_first or getattr(first, "flipped_img_txt", False):  # so Hunyuan Image in ComfyUI 0.3.64
             return slice(picture, picture + text), slice(0, picture)
         start = getattr(network, self.registers).shape[1] if self.registers else 0
-        multiple = int((self.multiple and getattr(network, self.multiple)) or 1)
+        multiple = int((self.multiple and getattr(network, self.multiple, None)) or 1)  # ComfyUI 0.3.64 has none
         end = start + -(-text // multiple) * multiple + glyphs
         return slice(start, start + text), slice(end, end + picture)
 

@@ -1,7 +1,8 @@
-"""A model that ComfyUI has loaded, as a host; heads in its memory management.
+"""A model that ComfyUI has loaded, as a host.
 
-Only `nodes/` may import this; with `comfyui_world` it alone imports comfy. Weights belong to ComfyUI: they move by
-its rules, LoRAs stay applied, and nothing here outlives a call except the objects that it returns.
+Only `nodes/` may import this; with `comfyui_heads` and `comfyui_world` it alone imports comfy. Weights belong to
+ComfyUI: they move by its rules, LoRAs stay applied, and nothing here outlives a call except the objects that it
+returns.
 """
 
 from __future__ import annotations
@@ -9,14 +10,11 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.ldm.modules.attention
 import comfy.model_management as memory
-import comfy.ops
 import comfy.samplers
 import comfy.utils
 import torch
@@ -25,49 +23,31 @@ from comfy_execution.graph_utils import GraphBuilder
 from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
-from ..attention import AttentionConfig, AttentionHead
+from ..attention import AttentionConfig
 from ..attention.reading import reader_of
 from ..capture import Capture, Typed, capture_for
-from ..checkpoints import load_head
 from ..clip_bpe import require_length
 from ..config import HeadConfig
-from ..contracts import (
-    FAMILIES,
-    PUBLISHED_WIDTHS,
-    Conditioning,
-    Host,
-    JointHost,
-    Observer,
-    T,
-    Taps,
-    TapSpec,
-    named_width,
-)
+from ..contracts import FAMILIES, PUBLISHED_WIDTHS, Conditioning, JointHost, Observer, T, Taps, TapSpec, named_width
 from ..errors import HostError
-from ..models import DeltaHead, Network, TrainedHead
 from ..shapes import PIXELS_PER_LATENT, Float, Int
 from ..taps import exclusively, extract_taps, ldm_specs
 from ..tinyworld import world
 from .comfyui_capture import applying_into, calling_into, sampling_into
-from .comfyui_world import TinySD15, patcher
+from .comfyui_world import TinySD15
 from .families import no_loaded_model
 from .joint import joint_of
-from .memo import Memo
 
 __all__ = [
     "ComfyHost",
     "GraphBuilder",
-    "Head",
     "Progress",
-    "RunningHead",
-    "attention_head",
     "capturing",
     "colours_of",
     "cross_attention",
     "executing_node",
     "graph_of",
     "model_space",
-    "open_head",
     "raise_if_cancelled",
     "running_prompt",
     "sampler_names",
@@ -79,78 +59,6 @@ POOLED = "pooled_output"
 BRACKET = re.compile(r"(?<!\\)([()])")  # ComfyUI reads bare brackets as weights
 CAPTURE_KEY = "ldznet_capture"
 OVERHEAD = 1.5  # of the host's own estimate of a pass, as its samplers allow for
-
-DTYPES = [torch.float16, torch.bfloat16, torch.float32]  # a head's, best first
-
-
-@dataclass(frozen=True)
-class Head:
-    """A head under ComfyUI's memory management: `patcher` owns the weights, `name` is what the user chose.
-
-    `memo` holds the last soft maps, for ComfyUI 0.25 drops what a node expanded to as soon as any other output of the
-    next prompt is there: then a new threshold alone would run the UNet again.
-    """
-
-    name: str
-    patcher: Any
-    memo: Memo = field(default_factory=Memo)
-
-    @property
-    def config(self) -> HeadConfig | AttentionConfig:
-        """What the head asks of a host."""
-        return self.patcher.model.head_config
-
-    @property
-    def reads_attention(self) -> bool:
-        """Whether it is the head without weights."""
-        return isinstance(self.patcher.model, AttentionHead)
-
-    def running(self) -> RunningHead | AttentionHead:
-        """What a predictor takes."""
-        return self.patcher.model if self.reads_attention else RunningHead(self.patcher)
-
-
-class RunningHead(TrainedHead):
-    """A trained head that ComfyUI brings to its device before each pass."""
-
-    def __init__(self, patcher: Any) -> None:
-        self._patcher, self.head_config = patcher, patcher.model.head_config
-
-    @property
-    def example(self) -> Tensor:
-        """Of the dtype and device that passes run in: offloaded weights lie elsewhere."""
-        return torch.empty(0, dtype=self._patcher.model.example.dtype, device=self._patcher.load_device)
-
-    def fitted_to(self, host: Host) -> RunningHead:
-        """Itself; raises HostError for a model of a family that the head does not fit."""
-        family = FAMILIES[host.family]
-        if not family.has_trained_heads:
-            raise HostError(
-                f"Expected an SD 1.x, 2.x or SDXL UNet in the socket model, got {family.title}. No trained head fits "
-                "it yet: load the checkpoint that the head belongs to, or take the head attention (no download) for "
-                "this model."
-            )
-        return super().fitted_to(host)
-
-    @torch.no_grad()
-    def masks_and_presence(
-        self, latents: Tensor, timesteps: Tensor, context: Tensor, taps: Taps | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """As LDZNet's."""
-        return self._loaded(latents).masks_and_presence(latents, timesteps, context, taps)
-
-    @torch.no_grad()
-    def masks_over(self, host: Host, rows: Tensor, text: Conditioning, taps: Taps) -> tuple[Tensor, Tensor | None]:
-        """As the head's own: a delta head runs the model's UNet."""
-        if isinstance(self._patcher.model, DeltaHead):
-            return self._loaded(rows).masks_over(host, rows, text, taps)
-        return super().masks_over(host, rows, text, taps)
-
-    def _loaded(self, latents: Tensor) -> Any:
-        """The network, where ComfyUI wants it for a pass over `latents`."""
-        needed = latents.shape[0] * latents.shape[2] * latents.shape[3] * self.head_config.unet.model_channels * 4096
-        memory.load_models_gpu([self._patcher], memory_required=needed)
-        return self._patcher.model
 
 
 class ComfyHost:
@@ -286,7 +194,8 @@ class ComfyHost:
         """What the model makes of a conditioning, as its samplers ask it."""
         height, width = (PIXELS_PER_LATENT * side for side in latents.shape[-2:])
         sizes = {"height": height, "width": width, "target_height": height, "target_width": width}  # what SDXL asks
-        extras = {name: extra.to(self.device) for name, extra in conditioning.extras.items()}
+        extras: dict[str, Any] = {name: extra.to(self.device) for name, extra in conditioning.extras.items()}
+        extras.setdefault(POOLED, None)  # which ComfyUI's conditionings have where there is none, too
         return self.model.model.extra_conds(
             noise=latents,
             latent_image=latents,
@@ -321,24 +230,6 @@ def typed(clip: Any, prompt: str) -> Typed:
     rows = next(iter(tokens.values()))
     ids = [token if word and isinstance(token, int) else -1 for row in rows for token, _, word in row]
     return Typed(clip.encode_from_tokens(without_numbers(tokens)), ids, prompt, loaded_parts(clip, tokens))
-
-
-def open_head(source: str, name: str) -> Head:
-    """The head in a .safetensors file, or an embedded one, as ComfyUI's to move. Raises CheckpointError."""
-    device = memory.get_torch_device()
-    dtype = memory.unet_dtype(device=device, supported_dtypes=DTYPES)
-    head: Network = load_head(source, dtype=dtype, operations=comfy.ops.manual_cast)
-    return Head(name, patcher(head, device))
-
-
-_WITHOUT_FILE: weakref.WeakKeyDictionary[Any, Head] = weakref.WeakKeyDictionary()
-
-
-def attention_head(model: Any) -> Head:
-    """The head that needs no file, one for each MODEL: what its memo holds goes with that."""
-    if model not in _WITHOUT_FILE:
-        _WITHOUT_FILE[model] = open_head("attention", "attention")
-    return _WITHOUT_FILE[model]
 
 
 def sampler_names() -> tuple[list[str], list[str]]:

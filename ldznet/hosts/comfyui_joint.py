@@ -20,10 +20,10 @@ from ..attention.prompts import Rows, Spelling, Texts
 from ..attention.reading import Attention
 from ..contracts import FAMILIES, Conditioning, TapSpec
 from ..errors import HostError
-from ..shapes import PIXELS_PER_LATENT, Float, Int
+from ..shapes import Float, Int
 from .comfyui import ComfyHost, bare_network, in_model_dimensions, literal_tokens, loaded_parts, without_numbers
 from .comfyui_capture import still
-from .joint import joint_of, require_encoders, require_width, rows_needed, rows_of, stretches
+from .joint import joint_of, pixels_per_latent, require_encoders, require_width, rows_needed, rows_of, stretches
 
 KEPT = 8  # texts that a host remembers the encoding of
 
@@ -51,7 +51,7 @@ class JointHost(ComfyHost):
         self.specs = {name: TapSpec(name, 0, side) for name in self.layout.modules(network)}
         latents = model.model.latent_format
         self.latent_channels: int = latents.latent_channels
-        self.pixels_per_latent: int = getattr(latents, "spacial_downscale_ratio", PIXELS_PER_LATENT)
+        self.pixels_per_latent: int = pixels_per_latent(latents)
         self.context_dim = 0
         self.device, self.dtype = model.load_device, torch.float32
         self._encoded: dict[str, tuple[Any, dict[str, Any]]] = {}

@@ -4,7 +4,7 @@ Each line was read from the class that it names: `comfy/ldm/modules/diffusionmod
 `ldm/chroma` and `ldm/chroma_radiance`, `ldm/qwen_image`, `ldm/lumina` (Lumina 2 and Z-Image), `ldm/krea2`, `ldm/anima`
 with `ldm/cosmos`, `ldm/wan`, `ldm/aura`, `ldm/hunyuan_video` (Hunyuan Image), `ldm/omnigen`, and the encoders in
 `comfy/text_encoders`. Which blocks are read at which timestep is in `attention.config.STUDIED`. Imports
-attention and errors; `comfyui_joint` imports it.
+attention, errors and shapes; `comfyui_joint` imports it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from ..attention.joint import Layout
 from ..attention.prompts import MOST_TOKENS
 from ..errors import HostError
+from ..shapes import PIXELS_PER_LATENT
 
 Tokens = Mapping[str, Sequence[Sequence[Sequence[Any]]]]
 """ComfyUI's tokens by encoder: rows of (id or embedding, weight, number of the word; 0 for what is no word)."""
@@ -113,6 +114,7 @@ JOINT: dict[str, Joint] = {  # by the class of ComfyUI's BaseModel
         ),
     ),
 }
+UNSAID = {"Wan22": 16, "HunyuanImage21": 32, "ChromaRadiance": 1}  # pixels a latent, where ComfyUI 0.3.64 does not say
 OTHERS = ("clip_text_pooled_proj", "img_emb")  # of relatives: NewBie has two encoders, a Wan that reads a picture
 
 
@@ -124,6 +126,12 @@ def joint_of(base: Any, network: Any) -> Joint | None:
     if found.family == "lumina2" and getattr(network, "pad_tokens_multiple", None):
         return found._replace(family="zimage", encoders=dataclasses.replace(found.encoders, all_of=(QWEN,)))
     return found
+
+
+def pixels_per_latent(latent_format: Any) -> int:
+    """How many pixels wide and high a latent of ComfyUI's `latent_format` is."""
+    unsaid = UNSAID.get(type(latent_format).__name__, PIXELS_PER_LATENT)
+    return int(getattr(latent_format, "spacial_downscale_ratio", unsaid))
 
 
 def require_encoders(encoders: Encoders, names: Iterable[str], title: str) -> None:

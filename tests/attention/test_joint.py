@@ -78,6 +78,8 @@ def test_where_text_and_picture_stand() -> None:
     assert Layout({}, text_first=False).spans(network, 5, 12) == (slice(12, 17), slice(0, 12))
     assert Layout({}, registers="register_tokens").spans(network, 5, 12) == (slice(8, 13), slice(13, 25))
     assert Layout({}, multiple="pads_to").spans(network, 33, 12) == (slice(0, 33), slice(64, 76))
+    network.blocks = [SimpleNamespace(flipped_img_txt=True)]
+    assert Layout({"joint": "blocks"}).spans(network, 5, 12) == (slice(12, 17), slice(0, 12))
     assert Layout({}).spans(network, 5, 12, glyphs=3) == (slice(0, 5), slice(8, 20))
     assert [Layout({}, patch=name).side(network) for name in ("patch", "side", 4)] == [2, 16, 4]
 

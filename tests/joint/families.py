@@ -278,11 +278,17 @@ def model(name: str, **sizes: Any) -> Any:
     import comfy.supported_models
 
     kind, config = NETWORKS[name]
-    supported = getattr(comfy.supported_models, kind)({"image_model": name, **config, **sizes})
+    config = {"image_model": name, **config, **sizes}
     if name in ("sd3", "aura"):
-        del supported.unet_config["image_model"]
-    supported.set_inference_dtype(torch.float32, None)
-    base = supported.get_model({}, "", device="cpu")
+        del config["image_model"]
+    while True:
+        supported = getattr(comfy.supported_models, kind)(dict(config))
+        supported.set_inference_dtype(torch.float32, None)
+        try:
+            base = supported.get_model({}, "", device="cpu")
+            break
+        except TypeError as error:  # ComfyUI 0.3.64 knows fewer of them
+            del config[str(error).rpartition("unexpected keyword argument ")[2].strip("'")]
     randomise(base.diffusion_model, seed=5)
     device = torch.device("cpu")
     return comfy.model_patcher.ModelPatcher(base, load_device=device, offload_device=memory.unet_offload_device())

@@ -350,7 +350,8 @@ class ProbeTransformer:
 
         class Wide:
             def encode(self, image):
-                cell, frames = getattr(latents, "spacial_downscale_ratio", 8), [1] * (latents.latent_dimensions == 3)
+                cell = getattr(latents, "spacial_downscale_ratio", 32 if latents.latent_channels == 64 else 8)
+                frames = [1] * (latents.latent_dimensions == 3)
                 size = image.shape[1] // cell, image.shape[2] // cell
                 return torch.ones(len(image), latents.latent_channels, *frames, *size)
 
