@@ -1,11 +1,13 @@
 """What Capture While Sampling costs at full size: time inside its wrappers and hooks as a share of a sampler's run.
 
     python benchmarks/capture_cost.py --comfyui ~/ComfyUI --size 256 --steps 20
+    python benchmarks/capture_cost.py --comfyui ~/ComfyUI --family flux --size 1024 --steps 1
 
 Run it with ComfyUI's own interpreter. The model is Stable Diffusion 1.5's UNet of random weights under euler, with a
-positive and a negative conditioning, on the CPU. Seconds are the processor's, of all threads of this process, so that
-other programs do not disturb them. Hooks run inside the sampler's own UNet calls: what is ours is taken out of the
-sampler's time and put on our side.
+positive and a negative conditioning, on the CPU; or a transformer of full width and few blocks, each of which is read,
+with a positive one alone. Seconds are the processor's, of all threads of this process, so that other programs do not
+disturb them. Hooks run inside the sampler's own calls of the network: what is ours is taken out of the sampler's time
+and put on our side.
 """
 
 from __future__ import annotations
@@ -41,6 +43,53 @@ SD15 = {  # ComfyUI's configuration of its UNet
     "adm_in_channels": None,
     "use_temporal_attention": False,
     "num_classes": None,
+}
+
+TRANSFORMERS: dict[str, tuple[str, int, dict[str, Any]]] = {  # class, rows of text, ComfyUI's configuration
+    "flux": (
+        "Flux",
+        256,
+        {
+            "image_model": "flux",
+            "patch_size": 2,
+            "in_channels": 16,
+            "out_channels": 16,
+            "vec_in_dim": 768,
+            "context_in_dim": 4096,
+            "hidden_size": 3072,
+            "mlp_ratio": 4.0,
+            "num_heads": 24,
+            "depth": 2,
+            "depth_single_blocks": 0,
+            "axes_dim": [16, 56, 56],
+            "theta": 10000,
+            "qkv_bias": True,
+            "guidance_embed": True,
+            "txt_ids_dims": [],
+        },
+    ),
+    "zimage": (
+        "ZImage",
+        256,
+        {
+            "image_model": "lumina2",
+            "patch_size": 2,
+            "in_channels": 16,
+            "dim": 3840,
+            "n_layers": 2,
+            "n_refiner_layers": 0,
+            "n_heads": 30,
+            "n_kv_heads": 30,
+            "multiple_of": 256,
+            "qk_norm": True,
+            "cap_feat_dim": 2560,
+            "axes_dims": [32, 48, 48],
+            "axes_lens": [1536, 512, 512],
+            "pad_tokens_multiple": 32,
+            "z_image_modulation": True,
+            "time_scale": 1000.0,
+        },
+    ),
 }
 
 
@@ -79,8 +128,14 @@ class Executor:
 
 @contextlib.contextmanager
 def hooks_on(clock: Clock) -> Iterator[None]:
-    """Puts every forward hook that is registered inside on the capture's account."""
-    original = torch.nn.Module.register_forward_hook
+    """Puts every forward hook that is registered inside on the capture's account, and looks at attention calls."""
+    from ldznet.attention.joint import Reader
+
+    original, look = torch.nn.Module.register_forward_hook, Reader.look
+
+    def looking(*rest: Any) -> None:
+        with clock.owned("capture"):
+            look(*rest)
 
     def register(module: Any, hook: Any, **named: Any) -> Any:
         def timed(*rest: Any) -> Any:
@@ -90,9 +145,11 @@ def hooks_on(clock: Clock) -> Iterator[None]:
         return original(module, timed, **named)
 
     torch.nn.Module.register_forward_hook = register  # type: ignore[assignment, method-assign]
+    Reader.look = looking  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:
+        Reader.look = look  # type: ignore[method-assign]
         torch.nn.Module.register_forward_hook = original  # type: ignore[method-assign]
 
 
@@ -111,12 +168,18 @@ def _timed(wrapper: Any, clock: Clock) -> Any:
     return wrapped
 
 
-def sd15(channels: int) -> Any:
-    """A MODEL of Stable Diffusion 1.5's size, but for its width."""
+def model_of(family: str, channels: int | None) -> Any:
+    """A MODEL of Stable Diffusion 1.5's size, or a transformer's, but for its width."""
     import comfy.model_patcher
     import comfy.supported_models
 
-    config = comfy.supported_models.SD15({**SD15, "model_channels": channels})
+    kind, _, sizes = TRANSFORMERS.get(family, ("SD15", 77, SD15))
+    if channels:
+        changed = {name: channels for name in ("model_channels", "hidden_size", "dim") if name in sizes}
+        if family in TRANSFORMERS:  # their rotary embeddings are for heads of 128
+            changed |= {name: channels // 128 for name in ("num_heads", "n_heads", "n_kv_heads") if name in sizes}
+        sizes = {**sizes, **changed}
+    config = getattr(comfy.supported_models, kind)(sizes)
     config.set_inference_dtype(torch.float32, None)
     base = config.get_model({}, "", device="cpu")
     generator = torch.Generator().manual_seed(0)
@@ -126,28 +189,35 @@ def sd15(channels: int) -> Any:
     return comfy.model_patcher.ModelPatcher(base, torch.device("cpu"), torch.device("cpu"))
 
 
-def heads(channels: int) -> dict[str, Any]:
-    """The published head, whose weights a capture does not need, and the one without a download."""
+def heads(family: str, channels: int | None) -> dict[str, Any]:
+    """The published head, whose weights a capture does not need, and the one without a download: of a transformer the
+    latter alone."""
     from ldznet.attention import AttentionHead
     from ldznet.checkpoints.load import meta_head
     from ldznet.config import HeadConfig, UNetConfig
-    from ldznet.hosts import comfyui
+    from ldznet.hosts import comfyui_heads
 
-    models = {
-        "published (taps)": meta_head(HeadConfig(host_unet=UNetConfig(model_channels=channels))),
-        "attention (no download)": AttentionHead(),
+    models: dict[str, Any] = {"attention (no download)": AttentionHead()}
+    if family not in TRANSFORMERS:
+        published = HeadConfig(host_unet=UNetConfig(model_channels=channels or 320))
+        models = {"published (taps)": meta_head(published), **models}
+    return {
+        n: comfyui_heads.Head(n, SimpleNamespace(model=m, load_device=torch.device("cpu"))) for n, m in models.items()
     }
-    return {n: comfyui.Head(n, SimpleNamespace(model=m, load_device=torch.device("cpu"))) for n, m in models.items()}
 
 
-def sample(model: Any, size: int, steps: int, clock: Clock) -> None:
+def sample(model: Any, family: str, size: int, steps: int, clock: Clock) -> None:
     """One picture."""
     import comfy.sample
 
     side, generator = size // 8, torch.Generator().manual_seed(0)
-    noise = torch.randn(1, 4, side, side, generator=generator)
-    positive, negative = ([[torch.randn(1, 77, 768, generator=generator), {}]] for _ in range(2))
-    settings = (steps, 7.0, "euler", "normal", positive, negative)
+    _, rows, sizes = TRANSFORMERS.get(family, ("", 77, SD15))
+    width = next(sizes[name] for name in ("context_dim", "context_in_dim", "cap_feat_dim") if name in sizes)
+    noise = torch.randn(1, sizes["in_channels"], side, side, generator=generator)
+    extras = {"pooled_output": torch.randn(1, 768, generator=generator)} if family in TRANSFORMERS else {}
+    positive, negative = ([[torch.randn(1, rows, width, generator=generator), extras]] for _ in range(2))
+    cfg, scheduler = (1.0, "simple") if family in TRANSFORMERS else (7.0, "normal")
+    settings = (steps, cfg, "euler", scheduler, positive, negative)
     with clock.owned("sampler"):
         comfy.sample.sample(model, noise, *settings, torch.zeros_like(noise), disable_pbar=True, seed=0)
 
@@ -159,7 +229,8 @@ def main() -> None:
     made.add_argument("--size", type=int, default=512, help="side of the picture in pixels (default: 512)")
     made.add_argument("--steps", type=int, default=20)
     made.add_argument("--threads", type=int, default=1)
-    made.add_argument("--channels", type=int, default=320, help="of the UNet's first level, SD 1.x's by default")
+    made.add_argument("--family", choices=("sd15", *TRANSFORMERS), default="sd15")
+    made.add_argument("--channels", type=int, help="of the UNet's first level, or of a transformer (default: its own)")
     given = made.parse_args()
     sys.path[:0] = [str(given.comfyui.expanduser()), str(ROOT)]
     torch.set_num_threads(given.threads)
@@ -168,16 +239,18 @@ def main() -> None:
     comfy.cli_args.args.cpu = True
     from helpers import report
 
-    from ldznet.hosts import comfyui
+    from ldznet.contracts import FAMILIES
+    from ldznet.hosts import comfyui, comfyui_joint
 
-    host = comfyui.ComfyHost(sd15(given.channels))
-    print(f"SD 1.5 at {given.size} px, {given.steps} steps, float32 on the CPU, {given.threads} threads", flush=True)
+    host = comfyui_joint.host_of(model_of(given.family, given.channels))
+    title = FAMILIES[host.family].title
+    print(f"{title} at {given.size} px, {given.steps} steps, float32 on the CPU, {given.threads} threads", flush=True)
     rows = []
-    for name, head in heads(given.channels).items():
+    for name, head in heads(given.family, given.channels).items():
         clock, (captured, _) = Clock(), comfyui.capturing(host, head.running().fitted_to(host).head_config)
         timed(captured, clock)
         with hooks_on(clock):
-            sample(captured, given.size, given.steps, clock)
+            sample(captured, given.family, given.size, given.steps, clock)
         ours, theirs = clock.spent["capture"], clock.spent["sampler"]
         row = {"capture s": ours, "sampler s": theirs, "% of it (target: 3)": 100 * ours / theirs}
         rows.append((name, row))

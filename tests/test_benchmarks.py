@@ -247,12 +247,13 @@ def with_comfyui(name: str, *options: str, python: str = sys.executable) -> str:
 
 @pytest.mark.host
 @pytest.mark.skipif(host.reason_to_skip() is not None, reason=str(host.reason_to_skip()))
-def test_a_capture_s_cost() -> None:
+@pytest.mark.parametrize(("family", "channels", "count"), [("sd15", "64", 2), ("flux", "256", 1)])
+def test_a_capture_s_cost(family: str, channels: str, count: int) -> None:
     comfyui = host.folder()
     assert comfyui is not None
-    options = ("--comfyui", str(comfyui), "--size", "64", "--steps", "2", "--channels", "64")
+    options = ("--comfyui", str(comfyui), "--size", "64", "--steps", "2", "--family", family, "--channels", channels)
     out = with_comfyui("capture_cost", *options, python=str(host.interpreter(comfyui)))
-    assert len(re.findall(r"% of it \(target: 3\) [\d.]+", out)) == 2
+    assert len(re.findall(r"% of it \(target: 3\) [\d.]+", out)) == count
 
 
 @pytest.mark.host
