@@ -23,7 +23,7 @@ from ..contracts import TapSpec
 from ..errors import TapError
 from ..shapes import Float, Size, tap_size
 from ..taps import exclusively, watching
-from .reading import MOST_SCORES, Attention, softmax_rows
+from .reading import MOST_SCORES, Attention, mean_softmax
 
 OVERRIDE, OPTIONS = "optimized_attention_override", "transformer_options"
 
@@ -108,22 +108,16 @@ def joint_probabilities(
 ) -> tuple[Float[Tensor, "b p t"], Float[Tensor, "b p p"] | None]:
     """How much each row of the picture attends to each of the text, and with `with_self` to each of the picture.
 
-    softmax over *all* keys in float32, averaged over heads, in chunks of rows: no more than `most_scores` scores are
-    held at once, and what is kept is one head's size. Where text and picture are all, the two sum to 1 over keys.
+    softmax over *all* keys in float32, averaged over heads: no more than `most_scores` scores are held at once, and
+    what is kept is one head's size. Where text and picture are all, the two sum to 1 over keys.
     """
-    query = call.query[:, :, picture]
-    batch, _, rows, _ = query.shape
-    cross = torch.empty(batch, rows, text.stop - text.start, dtype=torch.float32, device=query.device)
-    own = torch.empty(batch, rows, rows, dtype=torch.float32, device=query.device) if with_self else None
 
-    def masked(scores: Tensor, start: int) -> Tensor:
-        return scores if call.mask is None else _masked(scores, call.mask, picture.start + start)
+    def masked(scores: Tensor, heads: slice, rows: slice) -> Tensor:
+        return scores if call.mask is None else _masked(scores, call.mask, heads, rows, picture.start)
 
-    for part, mean in softmax_rows(query, call.key, call.scale, most_scores, masked):
-        cross[:, part] = mean[..., text]
-        if own is not None:
-            own[:, part] = mean[..., picture]
-    return cross, own
+    query, columns = call.query[:, :, picture], slice(None) if with_self else text
+    mean = mean_softmax(query, call.key, call.scale, most_scores, columns, masked)
+    return (mean[..., text], mean[..., picture]) if with_self else (mean, None)
 
 
 @contextlib.contextmanager
@@ -268,7 +262,11 @@ def _by_head(part: Tensor, heads: int) -> Float[Tensor, "b heads n c"]:
     return part if part.ndim == 4 else rearrange(part, "b n (heads c) -> b heads n c", heads=heads)
 
 
-def _masked(scores: Float[Tensor, "b heads r m"], mask: Tensor, start: int) -> Float[Tensor, "b heads r m"]:
-    """Scores of rows from `start` on under a mask that broadcasts: what is True, or a number to add."""
-    part = mask if mask.shape[2] == 1 else mask[:, :, start : start + scores.shape[2]]
+def _masked(
+    scores: Float[Tensor, "b heads r m"], mask: Tensor, heads: slice, rows: slice, start: int
+) -> Float[Tensor, "b heads r m"]:
+    """Scores of some `heads` and `rows`, counted from row `start` on, under a mask that broadcasts: what is True, or a
+    number to add."""
+    mask = mask if mask.shape[1] == 1 else mask[:, heads]
+    part = mask if mask.shape[2] == 1 else mask[:, :, start + rows.start : start + rows.stop]
     return scores.masked_fill(~part, float("-inf")) if part.dtype == torch.bool else scores + part.float()

@@ -70,31 +70,37 @@ class _Layer:
 def probabilities(
     query: Float[Tensor, "b n d"], key: Float[Tensor, "b m d"], heads: int, most_scores: int = MOST_SCORES
 ) -> Float[Tensor, "b n m"]:
-    """softmax(q k^T / sqrt(d / heads)) in float32, averaged over heads, in chunks of rows: no head's matrix is kept."""
+    """softmax(q k^T / sqrt(d / heads)) in float32, averaged over heads: no head's matrix is kept."""
     q, k = (rearrange(x, "b n (heads c) -> b heads n c", heads=heads) for x in (query, key))
-    mean = torch.empty(len(q), q.shape[2], k.shape[2], dtype=torch.float32, device=q.device)
-    for rows, part in softmax_rows(q, k, q.shape[3] ** -0.5, most_scores):
-        mean[:, rows] = part
-    return mean
+    return mean_softmax(q, k, q.shape[3] ** -0.5, most_scores)
 
 
-def softmax_rows(
+def mean_softmax(
     query: Float[Tensor, "b heads n c"],
     key: Float[Tensor, "b heads m c"],
     scale: float,
     most_scores: int,
-    masked: Callable[[Tensor, int], Tensor] = lambda scores, start: scores,
-) -> Iterator[tuple[slice, Float[Tensor, "b r m"]]]:
-    """softmax(q k^T · scale) in float32, averaged over heads, some rows of queries at a time: which rows, and theirs.
+    columns: slice = slice(None),
+    masked: Callable[[Tensor, slice, slice], Tensor] = lambda scores, heads, rows: scores,
+) -> Float[Tensor, "b n _"]:
+    """softmax(q k^T · scale) over all keys in float32, averaged over heads; of the keys in `columns`.
 
-    No more than `most_scores` scores are held at once. `masked` gets the scores of rows from `start` on.
+    No more than `most_scores` scores are held at once: those of as many heads as fit, or of some rows of one, for a
+    product of few large matrices is faster than one of many small ones. `masked` gets the scores of `heads` and `rows`.
     """
-    keys = key.float().transpose(2, 3)
-    chunk = max(1, most_scores // (keys.shape[0] * keys.shape[1] * keys.shape[3]))
-    for start in range(0, query.shape[2], chunk):
-        rows = slice(start, start + chunk)
-        scores = masked(query[:, :, rows].float() @ keys * scale, start)
-        yield rows, scores.softmax(dim=-1).mean(dim=1)
+    batch, heads, count, _ = query.shape
+    together = max(1, min(heads, most_scores // (batch * count * key.shape[2])))
+    chunk = max(1, most_scores // (batch * together * key.shape[2]))
+    width = len(range(key.shape[2])[columns])
+    total = torch.zeros(batch, count, width, dtype=torch.float32, device=query.device)
+    for first in range(0, heads, together):
+        some = slice(first, first + together)
+        keys = key[:, some].float().transpose(2, 3)
+        for start in range(0, count, chunk):
+            rows = slice(start, min(start + chunk, count))
+            scores = masked(query[:, some, rows].float() * scale @ keys, some, rows)
+            total[:, rows] += scores.softmax(dim=-1)[..., columns].sum(dim=1)
+    return total / heads
 
 
 @contextlib.contextmanager

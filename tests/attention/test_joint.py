@@ -127,16 +127,18 @@ def test_a_mask_is_heeded(network: Network) -> None:
 
 def test_rows_in_chunks_are_the_same() -> None:
     query, key = torch.randn(2, 3, 20, 4), torch.randn(2, 3, 20, 4)
-    call = Call(query, key, torch.randn(1, 1, 20, 20), 0.5)
+    call = Call(query, key, torch.randn(1, 3, 20, 20), 0.5)
     whole = joint_probabilities(call, slice(0, 6), slice(6, 18), True)
     assert call.mask is not None
     every = (query @ key.transpose(2, 3) * 0.5 + call.mask).softmax(-1).mean(1)
     torch.testing.assert_close(whole[0], every[:, 6:18, :6])
-    parts = joint_probabilities(call, slice(0, 6), slice(6, 18), True, most_scores=300)
-    for one, other in zip(whole, parts, strict=True):
-        assert one is not None
-        assert other is not None
-        torch.testing.assert_close(one, other)
+    for most in (100, 600, 1000):  # some rows of a head, one head, two
+        parts = joint_probabilities(call, slice(0, 6), slice(6, 18), True, most_scores=most)
+        for one, other in zip(whole, parts, strict=True):
+            assert one is not None
+            assert other is not None
+            torch.testing.assert_close(one, other)
+    torch.testing.assert_close(joint_probabilities(call, slice(0, 6), slice(6, 18), most_scores=100)[0], whole[0])
 
 
 def test_grouped_queries_and_chosen_rows() -> None:

@@ -53,7 +53,10 @@ def _plain(value):
     return value
 
 
-QUERIES = ("attn2.to_q.weight", "attention.qkv.weight", "attn.to_q.weight", "img_attn.qkv.weight")  # what LoRAs change
+QUERIES = (  # what LoRAs change
+    *("attn2.to_q.weight", "attention.qkv.weight", "attn.to_q.weight", "img_attn.qkv.weight"),
+    *("cross_attn.q.weight", "attn1.to_q.weight"),  # Wan, HiDream
+)
 
 
 class ProbeModel:
