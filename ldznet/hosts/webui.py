@@ -385,7 +385,10 @@ def _with_transformers(conditioner: Any) -> list[Any]:
 
 def _context_dim(unet: Any) -> int:
     first: Any = next(iter(spatial_transformers(unet).values()))
-    return first.transformer_blocks[0].attn2.to_k.in_features
+    width: int | None = getattr(first.transformer_blocks[0].attn2.to_k, "in_features", None)
+    if width is None:
+        raise not_readable("one in GGUF, as its layers do not say what they take")
+    return width
 
 
 def _in_channels(unet: Any) -> int:

@@ -166,7 +166,15 @@ def _two_channels_more(unet: Any) -> Any:
     return unet
 
 
+def _in_gguf(unet: nn.Module) -> nn.Module:
+    """Its layers as a Forge has those of a GGUF file."""
+    for transformer in spatial_transformers(unet).values():
+        transformer.transformer_blocks[0].attn2.to_k = nn.Identity()
+    return unet
+
+
 REFUSED = {
+    "GGUF": (lambda: _in_gguf(webuis.unet()), "one in GGUF"),
     "another network": (lambda: Flux(), "got a Flux"),
     "SDXL's refiner": (lambda: webuis.unet(dataclasses.replace(small.UNET, context_dim=1280)), "refiner"),
     "instructions": (lambda: _two_channels_more(webuis.unet()), "8 input channels"),
