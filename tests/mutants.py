@@ -443,8 +443,8 @@ MUTANTS = [
     Mutant("ldznet/attention/reading.py", "q.shape[3] ** -0.5", "1.0", "attention"),
     Mutant(
         "ldznet/attention/reading.py",
-        "scores.softmax(dim=-1).mean(dim=1)",
-        "scores.mean(dim=1).softmax(dim=-1)",
+        "scores.softmax(dim=-1)[..., columns].sum(dim=1)",
+        "scores.mean(dim=1).softmax(dim=-1)[..., columns] * scores.shape[1]",
         "attention",
     ),
     Mutant(
