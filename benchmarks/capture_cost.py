@@ -45,7 +45,8 @@ SD15 = {  # ComfyUI's configuration of its UNet
     "num_classes": None,
 }
 
-TRANSFORMERS: dict[str, tuple[str, int, dict[str, Any]]] = {  # class, rows of text, ComfyUI's configuration
+MODELS: dict[str, tuple[str, int, dict[str, Any]]] = {  # class, rows of text, ComfyUI's configuration
+    "sd15": ("SD15", 77, SD15),
     "flux": (
         "Flux",
         256,
@@ -173,10 +174,10 @@ def model_of(family: str, channels: int | None) -> Any:
     import comfy.model_patcher
     import comfy.supported_models
 
-    kind, _, sizes = TRANSFORMERS.get(family, ("SD15", 77, SD15))
+    kind, _, sizes = MODELS[family]
     if channels:
         changed = {name: channels for name in ("model_channels", "hidden_size", "dim") if name in sizes}
-        if family in TRANSFORMERS:  # their rotary embeddings are for heads of 128
+        if family != "sd15":  # a transformer's rotary embeddings are for heads of 128
             changed |= {name: channels // 128 for name in ("num_heads", "n_heads", "n_kv_heads") if name in sizes}
         sizes = {**sizes, **changed}
     config = getattr(comfy.supported_models, kind)(sizes)
@@ -198,7 +199,7 @@ def heads(family: str, channels: int | None) -> dict[str, Any]:
     from ldznet.hosts import comfyui_heads
 
     models: dict[str, Any] = {"attention (no download)": AttentionHead()}
-    if family not in TRANSFORMERS:
+    if family == "sd15":
         published = HeadConfig(host_unet=UNetConfig(model_channels=channels or 320))
         models = {"published (taps)": meta_head(published), **models}
     return {
@@ -211,12 +212,13 @@ def sample(model: Any, family: str, size: int, steps: int, clock: Clock) -> None
     import comfy.sample
 
     side, generator = size // 8, torch.Generator().manual_seed(0)
-    _, rows, sizes = TRANSFORMERS.get(family, ("", 77, SD15))
+    _, rows, sizes = MODELS[family]
+    transformer = family != "sd15"
     width = next(sizes[name] for name in ("context_dim", "context_in_dim", "cap_feat_dim") if name in sizes)
     noise = torch.randn(1, sizes["in_channels"], side, side, generator=generator)
-    extras = {"pooled_output": torch.randn(1, 768, generator=generator)} if family in TRANSFORMERS else {}
+    extras = {"pooled_output": torch.randn(1, 768, generator=generator)} if transformer else {}
     positive, negative = ([[torch.randn(1, rows, width, generator=generator), extras]] for _ in range(2))
-    cfg, scheduler = (1.0, "simple") if family in TRANSFORMERS else (7.0, "normal")
+    cfg, scheduler = (1.0, "simple") if transformer else (7.0, "normal")
     settings = (steps, cfg, "euler", scheduler, positive, negative)
     with clock.owned("sampler"):
         comfy.sample.sample(model, noise, *settings, torch.zeros_like(noise), disable_pbar=True, seed=0)
@@ -229,7 +231,7 @@ def main() -> None:
     made.add_argument("--size", type=int, default=512, help="side of the picture in pixels (default: 512)")
     made.add_argument("--steps", type=int, default=20)
     made.add_argument("--threads", type=int, default=1)
-    made.add_argument("--family", choices=("sd15", *TRANSFORMERS), default="sd15")
+    made.add_argument("--family", choices=MODELS, default="sd15")
     made.add_argument("--channels", type=int, help="of the UNet's first level, or of a transformer (default: its own)")
     given = made.parse_args()
     sys.path[:0] = [str(given.comfyui.expanduser()), str(ROOT)]

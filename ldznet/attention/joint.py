@@ -67,7 +67,7 @@ class Layout:
 
     def spans(self, network: Any, text: int, picture: int, glyphs: int = 0) -> tuple[slice, slice]:
         """Where in the sequence the rows of text and those of the picture are."""
-        first = next(iter(self.modules(network).values()), None)
+        first = next((getattr(network, name)[0] for name in self.stages.values()), None)
         if not self.text_first or getattr(first, "flipped_img_txt", False):  # so Hunyuan Image in ComfyUI 0.3.64
             return slice(picture, picture + text), slice(0, picture)
         start = getattr(network, self.registers).shape[1] if self.registers else 0
