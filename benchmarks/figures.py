@@ -48,6 +48,7 @@ JOBS: dict[str, tuple[str, ...]] = {
     "coarse-labels": ("coarse.py", "labels", "--scenes", "50"),
     "coarse-captured": ("coarse.py", "captured", "--scenes", "50"),
     "heatmap": ("heatmap.py", "--scenes", "100"),
+    "decoder": ("decoder.py", "--scenes", "100"),
     "usefulness": ("usefulness.py",),
     "heads": ("heads.py", "--seeds", "0", "--only", "LD-ZNet", "ZNet", "rank 16"),
     "shrinking": ("shrinking.py", "--scenes", "60"),

@@ -111,29 +111,49 @@ def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
     return float((np.cumsum(hits) / np.arange(1, len(hits) + 1))[hits].mean())
 
 
-def readout(taught: Tensor, asked: Tensor, labels: Places, test: Places, words: Mapping[str, Tensor]) -> Row:
-    """The figures of one tap at one timestep, from features s n c of the labelled scenes and of the test's."""
+def of_unit_variance(taught: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
+    """Features s n c of the labelled scenes and of the test's, both by the mean and spread of the labelled."""
     middle, spread = taught.flatten(0, 1).mean(0), taught.flatten(0, 1).std(0).clamp(min=1e-6)
-    taught, asked = (taught - middle) / spread, (asked - middle) / spread
-    found: dict[str, tuple[list[float], list[int]]] = {kind: ([], []) for kind in KINDS}
-    chances: list[float] = []
-    for kind in range(2):
-        wanted, known = targets(labels, words, kind)
-        weight, bias = ridge(taught[known], wanted[known])
-        maps = asked @ weight + bias
+    return (taught - middle) / spread, (asked - middle) / spread
+
+
+def precisions(
+    given: Sequence[Tensor], test: Places, words: Mapping[str, Tensor]
+) -> dict[str, tuple[np.ndarray, list[int], list[float]]]:
+    """Of each of `KINDS`: the average precision of each word in each scene that shows it, the scene's number, and the
+    share of its places. `given` are the states s n d that were read for nouns and for colours."""
+    found: dict[str, list[tuple[float, int, float]]] = {kind: [] for kind in KINDS}
+    for kind, maps in enumerate(given):
         for image, things in enumerate(test.shown):
             for word in sorted({names[kind] for names, _ in things}):
                 truth = sum(share for names, share in things if names[kind] == word) > 0.5
                 if truth.any():
-                    values, images = found[KINDS[kind + 2 * (word in UNTAUGHT)]]
-                    values.append(average_precision((maps[image] @ words[word]).numpy(), truth.numpy()))
-                    images.append(image)
-                    chances.append(float(truth.float().mean()))
-    row = {kind: mean(np.array(values), images) for kind, (values, images) in found.items()}
+                    value = average_precision((maps[image] @ words[word]).numpy(), truth.numpy())
+                    found[KINDS[kind + 2 * (word in UNTAUGHT)]].append((value, image, float(truth.float().mean())))
     return {
-        **row,
-        **{f"n {kind}": len(values) for kind, (values, _) in found.items()},
-        "chance": float(np.mean(chances)),
+        kind: (np.array([r[0] for r in rows]), [r[1] for r in rows], [r[2] for r in rows])
+        for kind, rows in found.items()
+    }
+
+
+def by_lines(taught: Tensor, asked: Tensor, labels: Places, words: Mapping[str, Tensor]) -> list[Tensor]:
+    """What a straight line reads of nouns and of colours, s n d, from features of unit variance."""
+    read = []
+    for kind in range(2):
+        wanted, known = targets(labels, words, kind)
+        weight, bias = ridge(taught[known], wanted[known])
+        read.append(asked @ weight + bias)
+    return read
+
+
+def readout(taught: Tensor, asked: Tensor, labels: Places, test: Places, words: Mapping[str, Tensor]) -> Row:
+    """The figures of one tap at one timestep, from features s n c of the labelled scenes and of the test's."""
+    taught, asked = of_unit_variance(taught, asked)
+    found = precisions(by_lines(taught, asked, labels, words), test, words)
+    return {
+        **{kind: mean(values, images) for kind, (values, images, _) in found.items()},
+        **{f"n {kind}": len(values) for kind, (values, _, _) in found.items()},
+        "chance": float(np.mean([share for _, _, shares in found.values() for share in shares])),
     }
 
 

@@ -128,6 +128,42 @@ def test_heat_map(run: Run, tmp_path: Path) -> None:
         assert drawn.width > 1000
 
 
+@pytest.fixture
+def decoder(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return runpy.run_path(str(BENCHMARKS / "decoder.py"))
+
+
+def test_a_decoder_of_the_best_cell(run: Run) -> None:
+    out = run("decoder", "--scenes", "2", "--labels", "8", "--steps", "2", "--cells", "1")
+    assert [line.partition("  ")[0] for line in out.splitlines()] == [
+        "latents, t = 0",
+        "input.2, t = 0",
+        "input.2, t = 0, UNet untrained",
+    ]
+    assert len(figures(out, r"  colours")) == 3
+
+
+def test_a_decoder_reads_neighbours_where_a_line_reads_one_place(decoder: dict[str, Any]) -> None:
+    """A star is where the place on the left is bright; words that no label names count for nothing."""
+    words = {"star": torch.tensor([1.0, 0.0]), "red": torch.tensor([0.0, 1.0])}
+    bright = torch.rand(12, 16, 16, generator=torch.Generator().manual_seed(0)) < 0.2
+    stars = bright.roll(1, dims=2).float().flatten(1)
+    shown = decoder["Places"](bright, [[(("star", "red"), share)] for share in stars])
+    features = decoder["of_unit_variance"](bright.flatten(1)[..., None].float(), bright.flatten(1)[..., None].float())
+    figures = []
+    for read in (
+        decoder["by_lines"](*features, shown, words),
+        decoder["by_decoder"](*features, shown, words, 150),
+    ):
+        found = decoder["precisions"](read, shown, words)
+        assert len(found["nouns"][0]) == len(found["colours"][0]) == 12
+        assert len(found["untaught nouns"][0]) == 0
+        figures.append(found["nouns"][0].mean())
+    assert figures[0] < 0.4
+    assert figures[1] > 0.9
+
+
 def made_up(cells: Path, tests: Sequence[str], best: str, *others: str) -> None:
     """Cells of seed 0 with two phrases a test, of which the second is found better by the `best`."""
     cells.mkdir()
