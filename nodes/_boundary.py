@@ -168,6 +168,15 @@ def require_latents(config: Any, vae_latents: Float[Tensor, "b c h w"] | None = 
         )
 
 
+def require_reading_samplers(head: Any) -> None:
+    """Raises InputError for a head that cannot read a sampler's own passes."""
+    if head.reads_concepts:
+        raise InputError(
+            f"Expected a head that reads the sampler's own steps, got {head.name}, which takes passes of its own. Take "
+            "attention (no download), or leave head unconnected. (socket: head)"
+        )
+
+
 def frame(
     latents: Float[Tensor, "b c h w"], image: Float[Tensor, "b h w c"] | None, cell: int = PIXELS_PER_LATENT
 ) -> tuple[Size, Size, Size]:

@@ -21,7 +21,7 @@ from ..ldznet.hosts.comfyui_capture import (
 )
 from ..ldznet.predictor import Predictor
 from ..ldznet.shapes import Float
-from ._boundary import Segmented, frame, require_latents, small, socket, vae_latents_of
+from ._boundary import Segmented, frame, require_latents, require_reading_samplers, small, socket, vae_latents_of
 from ._phrases import lines_of, read_phrases
 from ._schema import (
     CATEGORY,
@@ -80,6 +80,7 @@ class CaptureWhileSampling(io.ComfyNode):
         from ..ldznet.hosts import comfyui, comfyui_heads, comfyui_joint
 
         head = head or comfyui_heads.attention_head(model)
+        require_reading_samplers(head)
         with socket("head"):
             host = comfyui_joint.host_of(model)
             config = Predictor(host, head.running()).config  # raises if the head does not fit
@@ -185,6 +186,7 @@ class InnerCaptured(io.ComfyNode):
 
         samples, head = vae_latents_of(latent), head or capture.head
         require_latents(head.config)
+        require_reading_samplers(head)
         require_blocks(capture, [ATTENTION] if head.reads_attention else list(head.config.tap_specs))
         run = run_of(capture, samples)
         said = [comfyui.typed(clip, prompt)] if prompt else list(prompts or [])

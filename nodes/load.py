@@ -13,7 +13,12 @@ from ._schema import CATEGORY, HeadType, schema
 FOLDER = "ldznet"
 TINY = "tiny (embedded)"
 ATTENTION = "attention (no download)"
-WITHOUT_FILE = {ATTENTION: "attention", TINY: "tiny"}  # what the list shows, and what `load_head` calls it
+CONCEPTS = "concept attention (no download)"
+WITHOUT_FILE = {
+    ATTENTION: "attention",
+    CONCEPTS: "concepts",
+    TINY: "tiny",
+}  # what the list shows, and what `load_head` calls it
 EXTENSION = ".safetensors"
 
 
@@ -65,7 +70,8 @@ class LoadHead(io.ComfyNode):
                     options=head_names(),
                     default=ATTENTION,
                     tooltip="attention reads the model's own attention: SD 1.x, 2.x, SDXL, SD 3, Flux, "
-                    "Qwen-Image, Z-Image and others, nothing to download. "
+                    "Qwen-Image, Z-Image and others, nothing to download. concept attention does so for Flux.1 and "
+                    "Chroma in another way, without captures. "
                     "tiny is trained for the Tiny World. Files come from models/ldznet. The published head for SD 1.x: "
                     "download LDZNet_txt2mask.ckpt and run, in the pack's folder, "
                     "python install.py convert LDZNet_txt2mask.ckpt --dtype float16. The help page says more.",

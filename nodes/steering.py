@@ -11,7 +11,7 @@ from ..ldznet.errors import InputError
 from ..ldznet.predictor import Predictor
 from ..ldznet.segmentation import Segmentation
 from ..ldznet.steering import Plan, Region, Run, areas_of, lines_of, missing_in
-from ._boundary import Segmented, frame, require_latents, small, socket, vae_latents_of
+from ._boundary import Segmented, frame, require_latents, require_reading_samplers, small, socket, vae_latents_of
 from ._phrases import read_phrases, read_regions
 from ._schema import (
     CATEGORY,
@@ -256,6 +256,7 @@ class _Looking:
 
         head = head or comfyui_heads.attention_head(model)
         require_latents(head.config)
+        require_reading_samplers(head)
         self.clip, self.head, self.phrases = clip, head, phrases
         self.encoded: dict[str, dict[str, torch.Tensor]] = {}
         host = comfyui_steering.SamplingHost(model, clip, self.encoded)

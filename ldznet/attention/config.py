@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from ..contracts import Block, Host, JointHost, TapSpec
+from ..contracts import FAMILIES, Block, Host, JointHost, TapSpec
 from ..errors import HostError
 from ..shapes import PIXELS_PER_LATENT
 
@@ -62,6 +62,7 @@ class AttentionConfig:
     size_multiple: int = 64  # pixels; so that every level halves evenly
     in_channels: int = 4
     pixels_per_latent: int = PIXELS_PER_LATENT
+    concepts: bool = False  # read by concept attention (`concepts`), thresholds at the mean of each map; its authors'
     source: str = "published"  # of the blocks that are read and of the timestep
     presence: Presence = Presence()
     most_positions: int = 16_384  # of self-attention: 128 x 128, a matrix of 1 GB in float32; ours
@@ -133,6 +134,7 @@ STUDIED = {
     "flux2": Studied((5, 6, 7), 8, HALF, CONCEPTS),
     "chroma": Studied((15, 16, 17, 18), 19, HALF, "a guess: those of Flux.1, which this model was made from"),
 }
+WITH_CONCEPTS = ("flux", "chroma")  # whose rows of text have no place of their own, so that further ones change nothing
 GUESS = "a guess: nothing is published, so the middle third"
 
 
@@ -143,6 +145,17 @@ def config_for(host: Host) -> AttentionConfig:
     if host.family not in CONFIGS:
         raise HostError(f'Expected a host of {", ".join(CONFIGS)}, got "{host.family}". Load a Stable Diffusion model.')
     return CONFIGS[host.family]
+
+
+def concept_config(host: Host) -> AttentionConfig:
+    """The constants of concept attention for a host. Raises HostError for a family that does not allow it."""
+    if host.family not in WITH_CONCEPTS:
+        names = " or ".join(FAMILIES[family].title for family in WITH_CONCEPTS)
+        raise HostError(
+            f"Expected {names} for concept attention, got {FAMILIES[host.family].title}. Take the head attention (no "
+            "download) for this model."
+        )
+    return dataclasses.replace(config_for(host), concepts=True, per_pixel=False)
 
 
 def joint_config(host: JointHost) -> AttentionConfig:

@@ -53,9 +53,13 @@ def found_in(
 def logits_of(found: Found, config: AttentionConfig) -> Float[Tensor, "b p h w"]:
     """Logits that are 0 at the threshold, and a straight line of the map: resizing them resizes the map.
 
+    Of concepts the threshold is each map's own mean.
+
     On the scale "common", 0 is where a phrase draws level with the best background word, and the largest of several
     phrases' logits is the most fitting phrase.
     """
+    if config.concepts:
+        return config.steepness * (found.maps - found.maps.mean(dim=(2, 3), keepdim=True))
     if config.scale == "phrase":
         return config.steepness * (found.maps - config.threshold)
     filled, background = found.evidence.filled, found.evidence.filled_background

@@ -18,7 +18,8 @@ from ..errors import HostError, InputError
 from ..schedule import seeded_noise
 from ..shapes import Float, Int
 from .captured import CapturedAttention, CapturedTexts
-from .config import SD, AttentionConfig, blocks_at, config_for, require_readable
+from .concepts import concepts_of, numbered, with_concepts
+from .config import SD, AttentionConfig, blocks_at, concept_config, config_for, require_readable
 from .denoising import RIVALS, gains
 from .finding import Found, found_in, grid_of, logits_of
 from .presence import MEASURES, score
@@ -27,11 +28,12 @@ from .reading import Attention, reader_of
 
 
 class AttentionHead(nn.Module):
-    """A head without parameters. `config` None: the constants of the host's family, once it is `fitted_to` one."""
+    """A head without parameters. `config` None: the constants of the host's family, once it is `fitted_to` one, by
+    concept attention if `concepts`."""
 
-    def __init__(self, config: AttentionConfig | None = None) -> None:
+    def __init__(self, config: AttentionConfig | None = None, concepts: bool = False) -> None:
         super().__init__()
-        self.given = config
+        self.given, self.concepts = config, concepts
         self.head_config = config or SD
 
     def fitted_to(self, host: Host) -> AttentionHead:
@@ -39,7 +41,7 @@ class AttentionHead(nn.Module):
         if not isinstance(host, AttentionHost):
             name = type(host).__name__
             raise HostError(f"Expected a host that shows its attention, got {name}. Open a Stable Diffusion model.")
-        fitted = AttentionHead(self.given or config_for(host))
+        fitted = AttentionHead(self.given or (concept_config if self.concepts else config_for)(host))
         require_readable(fitted.head_config, host)
         return fitted
 
@@ -63,6 +65,11 @@ class AttentionHead(nn.Module):
         """
         assert latents is not None
         config, clean = self.head_config, latents.to(host.dtype)
+        if config.concepts and captured is not None:
+            raise InputError(
+                "Expected no capture for concept attention, got one: it takes passes of its own. For a capture, take "
+                "the head attention (no download)."
+            )
         seen = cast("CapturedAttention | CapturedTexts | None", captured)
         spoken = () if seen is None else seen.phrases
         others = [phrase for phrase in phrases if phrase not in spoken]
@@ -92,7 +99,8 @@ class AttentionHead(nn.Module):
         links: dict[str, Tensor] = {}
         for prompt in prompts_of(phrases, config, texts_of(host)):
             attention = attend(host, noisy, steps, prompt, config)
-            found.append(found_in(attention, prompt, config, host.specs, size))
+            placed = numbered(prompt, config) if config.concepts else prompt
+            found.append(found_in(attention, placed, config, host.specs, size))
             links = links or attention.self_attention
         return found, links
 
@@ -130,11 +138,15 @@ def attend(
     cross = blocks_at((*config.coarse, *config.fine), host.specs)
     self_blocks = blocks_at(config.self_attention, host.specs) if config.steps else ()
     conditioning = rescaled(host.condition([prompt.text]), prompt, config.rescaling, len(latents))
+    how: dict[str, int] = {}
+    if config.concepts:
+        concepts = concepts_of(prompt, config)
+        conditioning, how = with_concepts(host, conditioning, concepts, config), {"concepts": len(concepts)}
     return host.observe(
         latents,
         timesteps,
         conditioning,
-        lambda network: reader_of(host)(network, cross, self_blocks, host.specs, size),
+        lambda network: reader_of(host)(network, cross, self_blocks, host.specs, size, **how),
     )
 
 

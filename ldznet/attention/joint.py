@@ -3,13 +3,15 @@
 A host of such models passes every attention call through `transformer_options["optimized_attention_override"]`
 (ComfyUI's `wrap_attn`), with queries and keys after their norms and rotary embeddings. A block's forward pre-hook puts
 a reader around whatever stands under that key, for the time of that block alone: so a call belongs to the block that is
-running, and what other packs put there still runs. Imports contracts, errors, shapes, taps and this folder's reading.
+running, and what other packs put there still runs. Imports contracts, errors, shapes, taps and this folder's
+concepts and reading.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,6 +25,7 @@ from ..contracts import TapSpec
 from ..errors import TapError
 from ..shapes import Float, Size, tap_size
 from ..taps import exclusively, watching
+from .concepts import Run, called_apart
 from .reading import MOST_SCORES, Attention, mean_softmax
 
 OVERRIDE, OPTIONS = "optimized_attention_override", "transformer_options"
@@ -131,10 +134,12 @@ def reading_joint(
     end_early: bool = True,
     choose: Callable[[Tensor], Tensor] = lambda rows: rows,
     reader: type[Reader] | None = None,
+    concepts: int = 0,
 ) -> Iterator[Attention]:
     """As `reading_attention`, of a transformer with `layout`; the text has as many rows as the network is given.
 
-    `reader` knows where its host's attention is seen; None is ComfyUI's.
+    `reader` knows where its host's attention is seen; None is ComfyUI's. With `concepts` the last so many rows of the
+    text are concepts (`attention.concepts`), which nothing reads in this pass, and the maps are theirs.
     Raises TapError, or without `end_early` leaves out, what a pass shows otherwise than `layout` says: latents of
     another size or of several frames, reference pictures where they may not be, attention that never reaches the key.
     """
@@ -143,7 +148,8 @@ def reading_joint(
     if missing:
         raise TapError(f"Expected blocks of {', '.join(known)}, got {', '.join(missing)}. Use the head's own model.")
     names = [block for block in known if block in {*cross_blocks, *self_blocks}]
-    seeing = (reader or Reader)(layout, network, frozenset(self_blocks), latent_size, choose, end_early)
+    seeing = (reader or Reader)(layout, network, frozenset(self_blocks), latent_size, choose, end_early, concepts)
+    entered = list(known) if concepts else names  # none of the blocks before may read a concept
     found = Attention({}, {})
 
     def read(name: str, output: Any) -> None:
@@ -154,7 +160,7 @@ def reading_joint(
             found.self_attention[name] = own
 
     with exclusively(network), contextlib.ExitStack() as hooks:
-        for module, hook in ((network, seeing.start), *((known[name], seeing.around(name)) for name in names)):
+        for module, hook in ((network, seeing.start), *((known[name], seeing.around(name)) for name in entered)):
             handle = module.register_forward_pre_hook(hook, with_kwargs=True)
             hooks.callback(handle.remove)
         hooks.enter_context(seeing.listening())
@@ -175,9 +181,10 @@ class Reader:
         size: Size,
         choose: Callable[[Tensor], Tensor],
         strict: bool,
+        concepts: int = 0,
     ) -> None:
         self.layout, self.network, self.self_blocks = layout, network, self_blocks
-        self.size, self.choose, self.strict = size, choose, strict
+        self.size, self.choose, self.strict, self.concepts = size, choose, strict, concepts
         self.side = layout.side(network)
         self.grid = tap_size(size, self.side)
         self.thread = threading.get_ident()
@@ -217,13 +224,23 @@ class Reader:
             self.maps.pop(name, None)
 
             def override(kernel: Callable[..., Tensor], *args: Any, **named: Any) -> Tensor:
-                if name not in self.maps:
-                    self.look(name, args, named)
-                return kernel(*args, **named) if there is None else there(kernel, *args, **named)
+                return self.attended(name, kernel if there is None else functools.partial(there, kernel), args, named)
 
             return args, {**named, OPTIONS: {**options, OVERRIDE: override}}
 
         return enter
+
+    def attended(self, name: str, run: Run, args: Sequence[Any], named: Mapping[str, Any]) -> Tensor:
+        """The output of an attention call in the block `name`, whose maps are kept."""
+        if self.concepts:
+            text, picture = self.layout.spans(self.network, self.text, self.grid[0] * self.grid[1])
+            concepts = slice(text.stop - self.concepts, text.stop)
+            output, maps = called_apart(run, args, named, concepts, picture)
+            self.maps[name] = self._on_grid(self.choose(maps)), None
+            return output
+        if name not in self.maps:
+            self.look(name, args, named)
+        return run(*args, **named)
 
     def look(self, name: str, args: Sequence[Any], named: Mapping[str, Any]) -> None:
         """Keeps the maps of an attention call, if it is the one of text and picture."""

@@ -9,7 +9,7 @@ this folder's joint; `hosts/hf_diffusers_joint.py` imports it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -55,10 +55,18 @@ class TorchReader(Reader):
         self.running = ""
         return super().taken(name)
 
-    def called(self, query: Any, key: Any, attn_mask: Any = None, scale: float | None = None) -> None:
-        """Looks at a call of the block that runs: b heads n c each."""
-        if self.running and self.running not in self.maps:
-            self.look(self.running, (query, key, None, query.shape[1], attn_mask), {"scale": scale})
+    def called(self, kernel: Callable[..., Tensor], args: Sequence[Any], named: Mapping[str, Any]) -> Tensor:
+        """What torch's kernel makes of a call, which is looked at if it is the one of the block that runs."""
+        if not self.running or self.running in self.maps:
+            return kernel(*args, **named)
+        given = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | dict(named)
+        query, key, value, mask = given.pop("query"), given.pop("key"), given.pop("value"), given.pop("attn_mask", None)
+
+        def run(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None, **_: Any) -> Tensor:
+            return kernel(query, key, value, attn_mask=mask, **given)
+
+        as_host = (query, key, value, query.shape[1], mask)
+        return self.attended(self.running, run, as_host, {"scale": given.get("scale")})
 
 
 class _Listening(TorchFunctionMode):
@@ -73,6 +81,5 @@ class _Listening(TorchFunctionMode):
     ) -> Any:
         named = kwargs or {}
         if func is F.scaled_dot_product_attention:
-            given = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | dict(named)
-            self.reader.called(given["query"], given["key"], given.get("attn_mask"), given.get("scale"))
+            return self.reader.called(func, args, named)
         return func(*args, **named)

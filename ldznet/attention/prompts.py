@@ -167,8 +167,7 @@ def _prompt(phrases: Sequence[str], config: AttentionConfig, texts: Texts) -> Pr
 
 def _words(phrases: Sequence[str], config: AttentionConfig) -> Iterator[_Word]:
     """The words of a prompt: opening, phrases, closing, background without the words that were asked for."""
-    asked = {bare(word) for phrase in phrases for word in phrase.split()}
-    background = [word for word in config.background if word not in asked]
+    background = background_of(phrases, config)
     yield from map(_Word, config.opening.split())
     for i, phrase in enumerate(phrases):
         if i:
@@ -178,6 +177,12 @@ def _words(phrases: Sequence[str], config: AttentionConfig) -> Iterator[_Word]:
         yield from (_Word(word, in_background=True) for word in config.closing.split())
     for i, word in enumerate(background):
         yield _Word(word if i == len(background) - 1 else f"{word},", in_background=True)
+
+
+def background_of(phrases: Sequence[str], config: AttentionConfig) -> list[str]:
+    """The background words that no phrase asks for."""
+    asked = {bare(word) for phrase in phrases for word in phrase.split()}
+    return [word for word in config.background if word not in asked]
 
 
 def bare(word: str) -> str:

@@ -25,7 +25,8 @@ from ..sources import require_no_url
 from .files import TensorFile, open_safetensors, stream_tensors
 from .formats import FORMAT_VERSION, TensorInfo, match
 
-ATTENTION = "attention"  # the head without weights
+ATTENTION, CONCEPTS = "attention", "concepts"  # the heads without weights
+WITHOUT_WEIGHTS = (ATTENTION, CONCEPTS)
 OWNER = "an LD-ZNet head"  # whose tensors an error says are expected
 WEIGHTS = Path(__file__).parents[1] / "tinyworld" / "weights"
 EMBEDDED: dict[str, Path] = {  # heads that come with the library, by the name that `load_head` takes
@@ -39,7 +40,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 @overload
-def load_head(source: Literal["attention"]) -> AttentionHead: ...  # type: ignore[overload-overlap]
+def load_head(source: Literal["attention", "concepts"]) -> AttentionHead: ...  # type: ignore[overload-overlap]
 
 
 @overload
@@ -61,7 +62,7 @@ def load_head(
 ) -> Network | AttentionHead:
     """The head in a .safetensors file, or an embedded one: "tiny" (LD-ZNet), "tiny-light", or "tiny-znet", which
     is "tiny" without attn3; ready to run, frozen.
-    "attention" is the one that needs no file and runs where its host does.
+    "attention" needs no file and runs where its host does; "concepts" is concept attention, for Flux.1 and Chroma.
 
     `device` None is the CPU. `dtype` None is float32 on a CPU and the file's own elsewhere. In its own dtype on a CPU a
     head stays mapped: its pages come from the file when they are used. `operations` supplies the layer classes.
@@ -69,8 +70,8 @@ def load_head(
     Raises CheckpointError, which lists every deviation at once or says what the file seems to be.
     """
     device, dtype = device_of(device), dtype_of(dtype)
-    if str(source) == ATTENTION:
-        return AttentionHead()
+    if str(source) in WITHOUT_WEIGHTS:
+        return AttentionHead(concepts=str(source) == CONCEPTS)
     with _opened(source) as (file, config):
         return _fill(meta_head(config, operations), file, OWNER, device, dtype)
 
@@ -86,7 +87,7 @@ class HeadInfo(NamedTuple):
 
 def head_info(source: str | Path) -> HeadInfo:
     """Of any head that `load_head` takes, from its file's first bytes alone; raises as that does."""
-    if str(source) == ATTENTION:
+    if str(source) in WITHOUT_WEIGHTS:
         return HeadInfo(AttentionHead().head_config, 0, None, {})
     with _opened(source) as (file, config):
         match(file.tensors, layout_of(meta_head(config)), file.path.name, OWNER)
@@ -111,7 +112,7 @@ def _path_of(source: str | Path) -> Path:
     require_no_url(source, "a head's file")
     path = EMBEDDED.get(str(source), Path(source))
     if not os.path.exists(path):  # Path.exists raises for names that no file can have
-        names = ", ".join([ATTENTION, *EMBEDDED])
+        names = ", ".join([*WITHOUT_WEIGHTS, *EMBEDDED])
         got = shown(source, 300)
         raise CheckpointError(f"Expected a .safetensors file or one of {names}, got {got}, which does not exist.")
     return path

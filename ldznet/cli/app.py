@@ -74,7 +74,9 @@ def segment(
     ] = None,
     head: Annotated[
         str | None,
-        typer.Option(help='"attention", "tiny", "tiny-znet" or a file; left out: "tiny" for "tiny", else "attention".'),
+        typer.Option(
+            help='"attention", "concepts", "tiny", "tiny-znet", a file; left out: "tiny" for "tiny", else "attention".'
+        ),
     ] = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for masks, overlay and result.json.", file_okay=False)
@@ -184,7 +186,7 @@ def shrink(
 @app.command()
 def info(
     head: Annotated[
-        str, typer.Argument(help='"attention", "tiny", "tiny-light", "tiny-znet" or a .safetensors file.')
+        str, typer.Argument(help='"attention", "concepts", "tiny", "tiny-light", "tiny-znet" or a .safetensors file.')
     ] = "tiny",
 ) -> None:
     """What a head is and asks for. Example: ldznet info tiny"""
@@ -206,7 +208,7 @@ def evaluate(
     head: Annotated[
         list[str] | None,
         typer.Option(
-            help='"attention", "tiny", "tiny-light", "tiny-znet" or a .safetensors file; with --dataset several times.'
+            help='"attention", "concepts", "tiny", "tiny-light", "tiny-znet" or a file; with --dataset several times.'
         ),
     ] = None,
     scenes: Annotated[int, typer.Option(help="Of the tiny world; no training saw them.", min=2)] = 500,

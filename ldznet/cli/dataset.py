@@ -98,8 +98,7 @@ def _segments(setting: Setting) -> tuple[dict[str, Segment], int]:
     segments, sides, host = dict[str, Segment](), list[int](), None
     for name in setting.heads:
         host = host or open_host(setting.model, device=setting.device)
-        head = load_head(name) if name == "attention" else load_head(name, device=setting.device)
-        predictor = Predictor(host, head, seed=setting.seed)
+        predictor = Predictor(host, load_head(name, device=setting.device), seed=setting.seed)
         sides.append(max(predictor.config.latent_grid) * PIXELS_PER_LATENT)
         segments[name] = benchmark.segment_with(predictor)
     if setting.clipseg is not None:

@@ -46,8 +46,13 @@ class Head:
 
     @property
     def reads_attention(self) -> bool:
-        """Whether it is the head without weights."""
+        """Whether it is a head without weights."""
         return isinstance(self.patcher.model, AttentionHead)
+
+    @property
+    def reads_concepts(self) -> bool:
+        """Whether it takes passes of its own for whatever it is asked, as concept attention does."""
+        return self.reads_attention and self.patcher.model.concepts
 
     def running(self) -> RunningHead | AttentionHead:
         """What a predictor takes."""

@@ -111,8 +111,9 @@ class JointHost(ComfyHost):
     def described(self, config: Any) -> str:
         """A line for a report: the family, which blocks are read, and who says so."""
         blocks = ", ".join(place.rpartition(".")[2] for place in config.coarse)
+        method = "concept attention" if config.concepts else "attention"
         return (
-            f"{FAMILIES[self.family].title}: attention of its blocks {blocks} of {len(self.specs)} at t = "
+            f"{FAMILIES[self.family].title}: {method} of its blocks {blocks} of {len(self.specs)} at t = "
             f"{config.timestep} ({config.source})"
         )
 

@@ -328,3 +328,20 @@ def test_strangers(tmp_path: Path) -> None:
     pipe.transformer = small_joint.transformer("flux", in_channels=16)
     with pytest.raises(HostError, match="VAE of 4 latent channels, got one of 16"):
         open_host(pipe)
+
+
+def test_concept_attention_is_for_flux(host: Any, tmp_path: Path) -> None:
+    """Of a picture; SD 3's rows have CLIP's among them."""
+    if host.family == "sd3":
+        with pytest.raises(HostError, match=r"Expected Flux\.1 or Chroma for concept attention, got SD 3"):
+            load_head("concepts").fitted_to(host)
+        return
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8))
+    found = {}
+    for name in ("concepts", "attention"):
+        predictor = Predictor(host, load_head(name))
+        predictor.set_image(picture)
+        found[name] = predictor.predict(["a red dog", "grass"])
+    assert found["concepts"].masks().shape == (1, 2, 64, 96)
+    assert 0 < found["concepts"].masks().float().mean() < 1
+    assert (found["concepts"].probabilities - found["attention"].probabilities).abs().max() > 0.1

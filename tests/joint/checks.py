@@ -31,39 +31,51 @@ WORDS = {"dog": "dog", "grass": "grass"}
 
 
 @contextlib.contextmanager
-def recording(network: Any, blocks: list[Any], inner: str) -> Iterator[dict[int, list[Any]]]:
-    """By number of block, queries and keys b heads n c and the mask of every attention call inside it, in float64."""
-    seen: dict[int, list[Any]] = {}
+def intercepting(blocks: list[Any], inner: str, instead: Any) -> Iterator[None]:
+    """In the place of every attention call inside a block: `instead(number, original, q, k, v, heads, …)`."""
     running: list[int] = []
     patched, handles = [], []
 
-    def recorder(original: Any) -> Any:
-        def record(q: Any, k: Any, v: Any, heads: int, *args: Any, **named: Any) -> Any:
+    def interceptor(original: Any) -> Any:
+        def call(q: Any, k: Any, v: Any, heads: int, *args: Any, **named: Any) -> Any:
             if running:
-                split = [part if part.ndim == 4 else part.unflatten(2, (heads, -1)).transpose(1, 2) for part in (q, k)]
-                mask = args[0] if args else named.get("mask")
-                seen.setdefault(running[-1], []).append((*(part.double().clone() for part in split), mask))
+                return instead(running[-1], original, q, k, v, heads, *args, **named)
             return original(q, k, v, heads, *args, **named)
 
-        return record
+        return call
 
     for name, module in list(sys.modules.items()):
         if name.startswith("comfy.ldm.") and name != "comfy.ldm.modules.attention":
             for function in ("optimized_attention", "optimized_attention_masked"):
                 if hasattr(module, function):
                     patched.append((module, function, getattr(module, function)))
-                    setattr(module, function, recorder(getattr(module, function)))
+                    setattr(module, function, interceptor(getattr(module, function)))
     for i, block in enumerate(blocks):
         part = getattr(block, inner) if inner else block
         handles.append(part.register_forward_pre_hook(lambda *_, i=i: running.append(i)))
         handles.append(part.register_forward_hook(lambda *_: running.clear()))
     try:
-        yield seen
+        yield
     finally:
         for module, function, original in patched:
             setattr(module, function, original)
         for handle in handles:
             handle.remove()
+
+
+@contextlib.contextmanager
+def recording(network: Any, blocks: list[Any], inner: str) -> Iterator[dict[int, list[Any]]]:
+    """By number of block, queries and keys b heads n c and the mask of every attention call inside it, in float64."""
+    seen: dict[int, list[Any]] = {}
+
+    def record(block: int, original: Any, q: Any, k: Any, v: Any, heads: int, *args: Any, **named: Any) -> Any:
+        split = [part if part.ndim == 4 else part.unflatten(2, (heads, -1)).transpose(1, 2) for part in (q, k)]
+        mask = args[0] if args else named.get("mask")
+        seen.setdefault(block, []).append((*(part.double().clone() for part in split), mask))
+        return original(q, k, v, heads, *args, **named)
+
+    with intercepting(blocks, inner, record):
+        yield seen
 
 
 def explicit(call: Any, text: slice, picture: slice, keys: slice | None = None) -> torch.Tensor:
@@ -340,6 +352,69 @@ def references(case: Case) -> dict[str, Any]:
     }
 
 
+def concepts(case: Case) -> dict[str, Any]:
+    """Concept attention against two passes without it: of the prompt, and of the concepts as if they were the prompt,
+    in which the picture's keys and values are those of the first."""
+    from ldznet.attention.concepts import with_concepts
+
+    names, prompt = ["dog", "grass", "sky"], case.conditioning(2)
+    both = with_concepts(case.host, prompt, names, config_of(case))
+    alone = dataclasses.replace(both, context=both.context[:, -len(names) :])
+    steps, ours = torch.full((2,), 500), case.read(case.latents, both, concepts=len(names))[0].cross
+    pictures: dict[int, tuple[Any, ...]] = {}
+
+    def passed(conditioning: Any, instead: Any, observer: Any = contextlib.nullcontext) -> dict[int, Any]:
+        read: dict[int, Any] = {}
+
+        def call(block: int, original: Any, q: Any, k: Any, v: Any, *args: Any, **named: Any) -> Any:
+            k, v = instead(block, k, v)
+            read[block] = original(q, k, v, *args, **named)
+            return read[block].clone()
+
+        with intercepting(case.blocks, case.inner, call):
+            case.host.observe(case.latents, steps, conditioning, observer)
+        return read
+
+    def keep(block: int, k: Any, v: Any) -> tuple[Any, Any]:
+        pictures[block] = tuple(part[:, :, -case.pixels :].clone() for part in (k, v))
+        return k, v
+
+    def replay(block: int, k: Any, v: Any) -> tuple[Any, Any]:
+        parts = zip((k, v), pictures[block], strict=True)
+        return tuple(torch.cat([part[:, :, : -case.pixels], kept], dim=2) for part, kept in parts)
+
+    def beside(network: Any) -> Any:
+        return case.host.reading_attention(
+            network, list(case.host.specs), (), case.host.specs, case.size, end_early=False, concepts=len(names)
+        )
+
+    def as_it_is(block: int, k: Any, v: Any) -> tuple[Any, Any]:
+        return k, v
+
+    shown = passed(prompt, keep)
+    asked, otherwise = passed(alone, replay), passed(alone, as_it_is)
+    kept, changed = passed(both, as_it_is, beside), passed(both, as_it_is)
+    scores = {i: _picture(case, shown[i]) @ asked[i][:, : len(names)].transpose(1, 2) for i in shown}
+    wrong = {i: _picture(case, shown[i]) @ otherwise[i][:, : len(names)].transpose(1, 2) for i in shown}
+
+    def distance(scores: dict[int, Any]) -> float:
+        of = [(ours[f"joint.{i}"].flatten(2).mT - scores[i].softmax(-1)).abs().max() for i in scores]
+        return float(max(of))
+
+    return {
+        "error": distance(scores),
+        "scores": float(max(part.abs().max() for part in scores.values())),
+        "another picture": distance(wrong),
+        "picture": max(float((_picture(case, kept[i]) - _picture(case, shown[i])).abs().max()) for i in shown),
+        "read by it": max(float((_picture(case, changed[i]) - _picture(case, shown[i])).abs().max()) for i in shown),
+    }
+
+
+def _picture(case: Case, output: torch.Tensor) -> torch.Tensor:
+    """The picture's rows of what a block's attention gives."""
+    return output[:, -case.pixels :]
+
+
 def glyphs(case: Case) -> dict[str, Any]:
     """With rows of a text in quotes, which a second encoder reads, after those of the prompt."""
     conditioning = case.conditioning(1)
@@ -428,6 +503,8 @@ def measured(name: str) -> dict[str, Any]:
     found = {"maps": maps(case), "places": places(case), "words": words(case)}
     if name in ("flux", "flux2", "qwen"):
         found["references"] = references(case)
+    if name in ("flux", "chroma"):
+        found["concepts"] = concepts(case)
     if name == "hunyuan_image":
         found["glyphs"] = glyphs(case)
     found["sampling"] = sampling(case)

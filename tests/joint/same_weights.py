@@ -40,6 +40,10 @@ def main() -> None:
         output = network(*arguments, **named, transformer_options={})
     maps = {f"cross.{name}": maps.contiguous() for name, maps in found.cross.items()}
     maps |= {f"self.{name}": maps.contiguous() for name, maps in found.self_attention.items()}
+    if config["family"] == "flux":  # the last rows of the text as concepts
+        with reading_joint(layout, network, blocks, (), {}, size, concepts=3) as found:
+            network(*arguments, **named, transformer_options={})
+        maps |= {f"concepts.{name}": maps.contiguous() for name, maps in found.cross.items()}
     save_file({"output": output.contiguous(), **maps}, out)
 
 

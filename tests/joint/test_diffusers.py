@@ -94,7 +94,14 @@ def test_outputs_and_maps_are_those_of_comfyui_s_class(case: str, tmp_path: Path
     with reading_joint(layout, model, blocks, blocks, {}, (12, 16), end_early=False, reader=TorchReader) as found:
         arguments = form.inputs(model, given["latents"], conditioning)
         output = model(**arguments, timestep=given["time"], return_dict=False)[0]
+    arguments = {**arguments, "timestep": given["time"], "return_dict": False}
     if case == "flux":
+        with reading_joint(layout, model, blocks, (), {}, (12, 16), reader=TorchReader, concepts=3) as asked:
+            model(**arguments)
+        apart = {b: float((asked.cross[b] - theirs[f"concepts.{b}"]).abs().max()) for b in blocks}
+        print("concepts", apart)
+        assert max(apart.values()) < 1e-3, apart  # a softmax of numbers up to a thousand
+        assert float((asked.cross[blocks[0]] - theirs[f"concepts.{blocks[-1]}"]).abs().max()) > 0.1
         output = output.reshape(2, 6, 8, 16, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(2, 16, 12, 16)
     errors = {"output": float((output - theirs["output"]).abs().max())}
     for kind, maps in (("cross", found.cross), ("self", found.self_attention)):

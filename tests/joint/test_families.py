@@ -125,6 +125,15 @@ def test_reference_pictures_are_cut_off(figures: dict[str, Any]) -> None:
         assert found["rows"][0] < found["rows"][1]  # with those of the reference
 
 
+@pytest.mark.parametrize("name", ["flux", "chroma"])
+def test_concepts_read_the_picture_and_nothing_reads_them(name: str, figures: dict[str, Any]) -> None:
+    found = figures[name]["concepts"]
+    assert found["error"] < 2e-7 * found["scores"]  # float32, and the softmax is of large numbers
+    assert found["another picture"] > 0.1
+    assert found["picture"] == 0
+    assert found["read by it"] > 0.1
+
+
 def test_rows_of_quoted_text_are_cut_off(figures: dict[str, Any]) -> None:
     found = figures["hunyuan_image"]["glyphs"]
     assert found["error"] < 1e-6

@@ -152,4 +152,9 @@ def test_the_host_gets_all_nodes_from_the_entry_point(nodes: ModuleType) -> None
 
 def test_heads_are_those_without_a_file_and_safetensors(nodes: ModuleType) -> None:
     options = standin.object_info(nodes.working_nodes()[0])["input"]["required"]["head"][1]["options"]
-    assert options == ["attention (no download)", "tiny (embedded)", "a.safetensors"]
+    assert options == [
+        "attention (no download)",
+        "concept attention (no download)",
+        "tiny (embedded)",
+        "a.safetensors",
+    ]
