@@ -41,6 +41,7 @@ class Mutant(NamedTuple):
 
 
 HAND = "test_by_hand.py"
+CONCEPTS = "attention/test_concepts.py"
 DETAILS, SAMPLED = "webui/test_details.py", "hosts/test_webui_capture.py"
 COMBINING, CLI = "test_combining.py", "cli/test_results.py"
 VALUES, EXECUTE = "nodes/test_values.py", "nodes/test_execute.py"
@@ -440,6 +441,10 @@ MUTANTS = [
         "max(1, count * count)",
         "attention/test_by_hand.py attention/test_maps.py attention/test_head.py",
     ),
+    Mutant("ldznet/attention/concepts.py", "(concepts, picture)\n", "(picture,)\n", CONCEPTS),
+    Mutant("ldznet/attention/concepts.py", "_flat(output[..., rows, :])", "_flat(parts[0][..., rows, :])", CONCEPTS),
+    Mutant("ldznet/attention/joint.py", "list(known) if concepts else names", "names", CONCEPTS),
+    Mutant("ldznet/attention/finding.py", "found.maps.mean(dim=(2, 3), keepdim=True)", "config.threshold", CONCEPTS),
     Mutant("ldznet/attention/reading.py", "q.shape[3] ** -0.5", "1.0", "attention"),
     Mutant(
         "ldznet/attention/reading.py",

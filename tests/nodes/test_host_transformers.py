@@ -107,6 +107,65 @@ def test_another_sort_of_phrase_takes_one_pass(server: host.Server) -> None:
     assert maps.shape == (1, 2, 96, 160)
 
 
+def test_concepts_are_asked_of_flux(server: host.Server) -> None:
+    """By another head than attention, with other maps; a picture takes it as a latent does."""
+    found = {}
+    for name in ("concept attention (no download)", "attention (no download)"):
+        prompt = {
+            "model": graphs.node("ProbeTransformer", family="flux"),
+            "head": graphs.node("LDZNetLoadHead", head=name),
+            "size": graphs.node("ProbeLatent", shape="2 16 12 20", fill=0.0),
+        }
+        links = {"model": ["model", 0], "clip": ["model", 1], "latent": ["size", 0], "head": ["head", 0]}
+        found[name] = shown(server, {**prompt, "segment": graphs.segment("red dog\ngrass", **links)})
+    concepts, attention = found.values()
+    assert "Flux.1: concept attention of its blocks 1 of 3 at t = 500" in concepts[1]
+    assert "Flux.1: attention of its blocks" in attention[1]
+    assert concepts[0].shape == attention[0].shape == (2, 2, 96, 160)
+    assert (concepts[0] - attention[0]).abs().mean() > 0.05
+    assert 0.1 < (concepts[0] > 0.5).float().mean() < 0.9
+
+
+@pytest.mark.parametrize(
+    ("family", "node", "wanted"),
+    [
+        (
+            "zimage",
+            "segment",
+            r"Expected Flux\.1 or Chroma for concept attention, got Z-Image\. Take the head attention",
+        ),
+        (
+            "flux",
+            "capture",
+            r"Expected a head that reads the sampler's own steps, got concept attention \(no download\)",
+        ),
+        ("flux", "steer", r"Expected a head that reads the sampler's own steps, got concept attention \(no download\)"),
+    ],
+)
+def test_where_concepts_cannot_be_asked_is_said(server: host.Server, family: str, node: str, wanted: str) -> None:
+    prompt = given(family) if family == "zimage" else prompted("zimage")
+    prompt["model"] = graphs.node("ProbeTransformer", family=family)
+    prompt["head"] = graphs.node("LDZNetLoadHead", head="concept attention (no download)")
+    model = {"model": ["model", 0], "head": ["head", 0]}
+    if node == "segment":
+        prompt["segment"]["inputs"]["head"] = ["head", 0]
+        prompt["show"] = graphs.save(["segment", 4], "report")
+    elif node == "steer":
+        regions = {"regions": "dog => a cat", "after": 25.0, "refresh": 0, "threshold": 0.5, "grow": 0}
+        prompt["steer"] = graphs.node("LDZNetSteer", **model, clip=["model", 1], **regions, way="masked conditionings")
+        prompt["show"] = graphs.save(sampled_on(prompt, "steer"), "latents")
+    else:
+        prompt["show"] = graphs.save(sampled_on(prompt, "capture"), "latents")
+    failed = host.error_of(server.run(prompt)) or ""
+    assert re.search(wanted, failed), failed
+
+
+def sampled_on(prompt: graphs.Prompt, node: str) -> list[Any]:
+    """The latent of the sampler of `prompt`, on the model that a node gives."""
+    prompt["latent"]["inputs"]["model"] = [node, 0]
+    return ["latent", 0]
+
+
 @pytest.mark.parametrize(
     ("links", "family", "wanted"),
     [
