@@ -4,7 +4,8 @@
 
 A sampler's pass near the head's t sees the prompt, not the phrase. Here rendered scenes, whose masks are known, are
 noised to that t and passed under their caption, under another scene's (so that the phrase is not in the prompt), and
-under the phrase itself. mIoU over present phrases at threshold 0.5; paired differences.
+under the phrase itself. mIoU over present phrases at threshold 0.5; paired differences. The embedded head that reads
+its taps is measured, unless another is named.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from helpers import Row, drawn, iou, mean, parser, pixels_of, report
 import ldznet
 from ldznet.data.items import Item
 from ldznet.hosts.tiny import TinyHost
-from ldznet.models import CapturedTaps, LDZNet
+from ldznet.models import CapturedTaps, OwnNetwork
 from ldznet.schedule import seeded_noise
 
 FIRST_SEED = 700_000  # no training sees these
@@ -26,7 +27,7 @@ OWN = "the phrase's own pass"
 KINDS = (OWN, "captured, phrase in the prompt", "captured, phrase not in the prompt")
 
 
-def taps_under(host: TinyHost, head: LDZNet, latents: torch.Tensor, prompt: str) -> CapturedTaps:
+def taps_under(host: TinyHost, head: OwnNetwork, latents: torch.Tensor, prompt: str) -> CapturedTaps:
     """Taps of latents noised to the head's t, from a pass under `prompt`."""
     config = head.head_config
     timesteps = torch.full((len(latents),), config.timestep)
@@ -34,7 +35,7 @@ def taps_under(host: TinyHost, head: LDZNet, latents: torch.Tensor, prompt: str)
     return CapturedTaps(host.extract(noisy, timesteps, host.encode_text([prompt]), list(config.tap_specs)))
 
 
-def measure(host: TinyHost, head: LDZNet, item: Item, seed: int) -> np.ndarray:
+def measure(host: TinyHost, head: OwnNetwork, item: Item, seed: int) -> np.ndarray:
     """IoU of each present phrase of a scene (rows) under each of `KINDS` (columns)."""
     others = (ldznet.tinyworld.scene(seed + i, "photo") for i in range(1, 1000))
     other = next(o.caption for o in others if not any(phrase in o.caption for phrase in item.phrases))
@@ -47,9 +48,9 @@ def measure(host: TinyHost, head: LDZNet, item: Item, seed: int) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
-def rows(count: int) -> Iterator[tuple[str, Row]]:
+def rows(name: str, count: int) -> Iterator[tuple[str, Row]]:
     """mIoU of each kind, and what it is over a pass of the phrase's own."""
-    host, head = TinyHost.load(), ldznet.load_head("tiny")
+    host, head = TinyHost.load(), ldznet.load_head(name)
     items = drawn("T0", count, FIRST_SEED)
     measured = [measure(host, head, item, FIRST_SEED + i) for i, item in enumerate(items)]
     images, values = np.repeat(np.arange(count), [len(part) for part in measured]), np.concatenate(measured)
@@ -60,9 +61,10 @@ def rows(count: int) -> Iterator[tuple[str, Row]]:
 
 def main() -> None:
     made = parser(__doc__)
+    made.add_argument("--head", default="tiny-light", help="tiny, tiny-light or a .safetensors file of the tiny world")
     made.add_argument("--scenes", type=int, default=200)
     given = made.parse_args()
-    report(rows(given.scenes), given.json)
+    report(rows(given.head, given.scenes), given.json)
 
 
 if __name__ == "__main__":

@@ -33,8 +33,10 @@ OVER_SDXL = ("SDXL, light, 1024 px", "SDXL, light, 512 px, 8 phrases")
 JOBS: dict[str, tuple[str, ...]] = {
     "tiny": ("ldznet", "evaluate", "tiny", "--scenes", "500"),
     "gates": ("ldznet", "evaluate", "gates", "--scenes", "500"),
+    "taps": ("ldznet", "evaluate", "taps", "--head", "tiny", "--scenes", "40"),
+    "taps-light": ("ldznet", "evaluate", "taps", "--head", "tiny-light", "--scenes", "40"),
     "resolution": ("ldznet", "evaluate", "resolution", "--scenes", "60"),
-    "timestep": ("ldznet", "evaluate", "timestep", "--scenes", "60"),
+    "timestep": ("ldznet", "evaluate", "timestep", "--head", "tiny-light", "--scenes", "60"),
     "ablate": ("attention.py", "ablate", "--scenes", "20"),
     "ablate-T3": ("attention.py", "ablate", "--scenes", "20", "--test", "T3"),
     "compare": ("attention.py", "compare", "--scenes", "20"),
@@ -152,7 +154,9 @@ def filled(block: re.Match[str], docs: Path) -> str:
 def table(figures: Mapping[str, Any], columns: Sequence[str]) -> str:
     """Figures as a table of Markdown: rows by name, or columns and rows as `ldznet evaluate` has them."""
     if "columns" in figures:
-        head, rows = figures["columns"], figures["rows"]
+        head = columns or figures["columns"]
+        places = [figures["columns"].index(column) for column in head]
+        rows = [[row[place] for place in places] for row in figures["rows"]]
         note = f"\n{figures['caption']}\n" if figures.get("caption") else ""
     else:
         kept = columns or list(dict.fromkeys(column for row in figures.values() for column in row))
