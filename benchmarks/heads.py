@@ -34,6 +34,7 @@ from ldznet.train.head import start_from
 from ldznet.train.recipe import seeded
 from ldznet.train.tiers import tier_config
 
+RANKS = (16, 8, 4)
 BEST = ("input.2", "input.4", "input.5")
 
 
@@ -55,17 +56,18 @@ HEADS: dict[str, HeadConfig] = {
     "LD-ZNet, best blocks": own("ldznet", BEST),
     "concatenation, best blocks": own("concatenation", BEST),
     "rank 16": low(16),
-    "rank 16, four times the rate": low(16),
-    "rank 8": low(8),
-    "rank 4": low(4),
+    **{f"rank {rank}, four times the rate": low(rank) for rank in RANKS},
+    "LD-ZNet, four times the rate": own("ldznet"),
 }
-RATES = {"rank 16, four times the rate": 2e-3}  # changes of low rank are mostly learned faster than whole weights
+FAST = 4 * TrainConfig.learning_rate  # changes of low rank are mostly learned faster than whole weights
 PAIRS = [
     ("RGBNet", "ZNet"),
     ("LD-ZNet", "ZNet"),
     ("LD-ZNet, best blocks", "ZNet"),
     ("concatenation, best blocks", "LD-ZNet, best blocks"),
-    *((f"rank {rank}", "LD-ZNet") for rank in ("16", "16, four times the rate", 8, 4)),
+    ("LD-ZNet, four times the rate", "LD-ZNet"),
+    ("rank 16", "LD-ZNet"),
+    *((f"rank {rank}, four times the rate", "LD-ZNet") for rank in RANKS),
 ]
 
 ASKED: dict[str, tuple[str, Callable[[str, bool], bool]]] = {
@@ -90,7 +92,7 @@ def fresh(config: HeadConfig, host: TinyHost, seed: int) -> Network:
 def cell(name: str, seed: int, labels: int, steps: int, scenes: int, work: Path) -> Values:
     """One head trained and asked."""
     host = TinyHost.load(dtype=torch.float32)
-    rate = RATES.get(name, TrainConfig.learning_rate)
+    rate = FAST if "four times" in name else TrainConfig.learning_rate
     training = TrainConfig(steps, learning_rate=rate, seed=seed, ema=0.99, save_every=50)
     head, folder = fresh(HEADS[name], host, seed), work / slug(name, seed)
     trained(head, host, labelled(seed, labels, host, work), training, folder, input_drop=0)
