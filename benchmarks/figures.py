@@ -30,6 +30,8 @@ DOCS = HERE.parent / "docs"
 COMFYUI = "$COMFYUI"  # in a command: the folder of a ComfyUI, of the environment
 PASSES = ("one pass", "two passes, captured", "two passes, latent")
 OVER_SDXL = ("SDXL, light, 1024 px", "SDXL, light, 512 px, 8 phrases")
+RANKS = (f"rank {rank}, four times the rate" for rank in (16, 8))
+OF_HEADS = ("LD-ZNet", "ZNet", "rank 16", "LD-ZNet, four times the rate", *RANKS)
 JOBS: dict[str, tuple[str, ...]] = {
     "tiny": ("ldznet", "evaluate", "tiny", "--scenes", "500"),
     "gates": ("ldznet", "evaluate", "gates", "--scenes", "500"),
@@ -52,7 +54,7 @@ JOBS: dict[str, tuple[str, ...]] = {
     "heatmap": ("heatmap.py", "--scenes", "100"),
     "decoder": ("decoder.py", "--scenes", "100"),
     "usefulness": ("usefulness.py",),
-    "heads": ("heads.py", "--seeds", "0", "--only", "LD-ZNet", "ZNet", "rank 16"),
+    "heads": ("heads.py", "--seeds", "0", "--only", *OF_HEADS),
     "shrinking": ("shrinking.py", "--scenes", "60"),
     "attention-cost": ("attention_cost.py", "--model", "sd1", "--size", "512", "--pairs", "3"),
     "truncation": ("truncation.py", "--pairs", "9"),

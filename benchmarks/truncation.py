@@ -4,7 +4,7 @@
 
 Random weights: time does not depend on them. Each pair runs both passes, in an order that alternates, so that a machine
 that slows down or speeds up does so for both. The target is a median ratio of 0.60, beside multiply-adds of 0.517
-(tests/test_taps.py). docs/cost.md has the figures, and why one phrase in float32 stays above the target on a CPU.
+(tests/test_taps.py). docs/cost.md has the figures.
 """
 
 from __future__ import annotations

@@ -195,11 +195,11 @@ def test_heads(run: Run, tmp_path: Path) -> None:
     tests = ("things", "stuff", "untaught colours", "untaught nouns", "other renderings")
     cells, options = tmp_path / "cells", ("--seeds", "0", "--steps", "1", "--labels", "2", "--scenes", "1")
     options = (*options, "--cells", str(cells), "--work", str(tmp_path), "--json", str(tmp_path / "rows.json"))
-    made_up(cells, tests, "LD-ZNet", "rank-4", "ZNet")
-    run("heads", *options, "--only", "ZNet", "LD-ZNet", "rank 4")
+    made_up(cells, tests, "LD-ZNet", "rank-16", "ZNet")
+    run("heads", *options, "--only", "ZNet", "LD-ZNet", "rank 16")
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert rows["LD-ZNet"]["stuff"] == [0.625] * 3
-    assert rows["rank 4 - LD-ZNet"]["things"] == [-0.25] * 3
+    assert rows["rank 16 - LD-ZNet"]["things"] == [-0.25] * 3
     assert rows["LD-ZNet - ZNet"]["things"] == [0.25] * 3
     assert "LD-ZNet, best blocks - ZNet" not in rows
     with pytest.raises(ValueError, match="length"):  # another number of phrases than those that were made up
