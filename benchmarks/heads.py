@@ -6,7 +6,8 @@
 Every head starts from the LDM's own weights and learns from `--labels` photo scenes (other ones for each seed) whose
 labels never name the held-out colours and categories. RGBNet, ZNet, LD-ZNet and the fusion by concatenation are the
 paper's; "best blocks" are those of the sweep over blocks at 16 x 16 and 8 x 8, where the published ones are 4 x 4 and
-2 x 2. "four times the rate" learns at 2e-3, where the others do at 5e-4. Ranks are those of changes to the linear layers of the LDM's own transformers, in two passes.
+2 x 2. "four times the rate" learns at 2e-3, where the others do at 5e-4. Ranks are those of changes to the linear
+layers of the LDM's own transformers, in two passes.
 
 Figures are mIoU at 0.5 on photo scenes from 0 on, and on the other renderings of them; differences are of the same
 phrases, their intervals over scenes and seeds. Cells lie in docs/figures/heads/, the runs that made them in `--work`,
