@@ -23,7 +23,7 @@ from .config import AttentionConfig
 from .prompts import Prompt, background_of, prompts_of, texts_of
 
 Run = Callable[..., Tensor]
-"""An attention function without what belongs to its call alone: q, k, v and a mask in, their output out."""
+"""An attention function: queries, keys, values and a mask in, as its owner takes them, what the queries read out."""
 
 
 def concepts_of(prompt: Prompt, config: AttentionConfig) -> tuple[str, ...]:
