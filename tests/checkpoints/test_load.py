@@ -121,7 +121,7 @@ def test_embedded_names_resolve(path: Path, monkeypatch, tmp_path: Path) -> None
     monkeypatch.setitem(load.EMBEDDED, "tiny", path)
     assert load_head("tiny").head_config == SMALL
     with pytest.raises(
-        CheckpointError, match="one of attention, tiny, tiny-light, tiny-znet, got tinny, which does not exist"
+        CheckpointError, match="one of attention, concepts, tiny, tiny-light, tiny-znet, got tinny, which does not"
     ):
         load_head("tinny")
 
