@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..contracts import FAMILIES, Block, Host, JointHost, TapSpec
 from ..errors import HostError
@@ -134,6 +134,7 @@ STUDIED = {
     "flux2": Studied((5, 6, 7), 8, HALF, CONCEPTS),
     "chroma": Studied((15, 16, 17, 18), 19, HALF, "a guess: those of Flux.1, which this model was made from"),
 }
+BY_CONCEPTS: dict[str, Any] = {"concepts": True, "per_pixel": False}  # the softmax is over concepts already
 WITH_CONCEPTS = ("flux", "chroma")  # whose rows of text have no place of their own, so that further ones change nothing
 GUESS = "a guess: nothing is published, so the middle third"
 
@@ -155,7 +156,7 @@ def concept_config(host: Host) -> AttentionConfig:
             f"Expected {names} for concept attention, got {FAMILIES[host.family].title}. Take the head attention (no "
             "download) for this model."
         )
-    return dataclasses.replace(config_for(host), concepts=True, per_pixel=False)
+    return dataclasses.replace(config_for(host), **BY_CONCEPTS)
 
 
 def joint_config(host: JointHost) -> AttentionConfig:

@@ -19,7 +19,7 @@ from ..schedule import seeded_noise
 from ..shapes import Float, Int
 from .captured import CapturedAttention, CapturedTexts
 from .concepts import concepts_of, numbered, with_concepts
-from .config import SD, AttentionConfig, blocks_at, concept_config, config_for, require_readable
+from .config import BY_CONCEPTS, SD, AttentionConfig, blocks_at, concept_config, config_for, require_readable
 from .denoising import RIVALS, gains
 from .finding import Found, found_in, grid_of, logits_of
 from .presence import MEASURES, score
@@ -34,7 +34,7 @@ class AttentionHead(nn.Module):
     def __init__(self, config: AttentionConfig | None = None, concepts: bool = False) -> None:
         super().__init__()
         self.given, self.concepts = config, concepts
-        self.head_config = config or SD
+        self.head_config = config or (dataclasses.replace(SD, **BY_CONCEPTS) if concepts else SD)
 
     def fitted_to(self, host: Host) -> AttentionHead:
         """The head for this host. Raises HostError for one that does not show the attention that is read here."""

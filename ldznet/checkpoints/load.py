@@ -88,7 +88,7 @@ class HeadInfo(NamedTuple):
 def head_info(source: str | Path) -> HeadInfo:
     """Of any head that `load_head` takes, from its file's first bytes alone; raises as that does."""
     if str(source) in WITHOUT_WEIGHTS:
-        return HeadInfo(AttentionHead().head_config, 0, None, {})
+        return HeadInfo(AttentionHead(concepts=str(source) == CONCEPTS).head_config, 0, None, {})
     with _opened(source) as (file, config):
         match(file.tensors, layout_of(meta_head(config)), file.path.name, OWNER)
         parameters = sum(torch.Size(info.shape).numel() for info in file.tensors.values())

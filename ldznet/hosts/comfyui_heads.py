@@ -52,7 +52,7 @@ class Head:
     @property
     def reads_concepts(self) -> bool:
         """Whether it takes passes of its own for whatever it is asked, as concept attention does."""
-        return self.reads_attention and self.patcher.model.concepts
+        return isinstance(self.config, AttentionConfig) and self.config.concepts
 
     def running(self) -> RunningHead | AttentionHead:
         """What a predictor takes."""

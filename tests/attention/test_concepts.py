@@ -19,6 +19,7 @@ from ldznet.attention.joint import Layout, reading_joint
 from ldznet.attention.presence import Evidence
 from ldznet.attention.prompts import prompts_of
 from ldznet.checkpoints import load_head
+from ldznet.checkpoints.load import head_info
 from ldznet.contracts import TapSpec
 from ldznet.errors import HostError, InputError
 from ldznet.hosts.tiny import TinyHost
@@ -197,6 +198,8 @@ def test_it_is_refused_where_text_has_places() -> None:
         concept_config(host)
     head = load_head("concepts")
     assert isinstance(head, AttentionHead)
+    assert head.head_config.concepts
+    assert head_info("concepts").config == head.head_config
     with pytest.raises(HostError, match="concept attention"):
         head.fitted_to(host)
 
