@@ -161,7 +161,7 @@ class ProbeTaps:
         return {"required": {**links, "text": ("STRING", {}), "timestep": ("INT", {"max": 999})}}
 
     def extract(self, model, clip, head, latent, text, timestep):
-        host = sys.modules[type(head).__module__].ComfyHost(model, clip)
+        host = sys.modules[f"{type(head).__module__.rpartition('.')[0]}.comfyui"].ComfyHost(model, clip)
         clean = model.model.process_latent_in(latent["samples"])
         steps = torch.full((len(clean),), timestep)
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))

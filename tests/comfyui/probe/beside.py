@@ -44,6 +44,9 @@ class _Cached:
         self.base, self.whole_by_host = base, whole_by_host
         self.sigma, self.count, self.deep = 0.0, 0, None
 
+    def __deepcopy__(self, memo):
+        return self  # ComfyUI 0.3.64 copies a model's options deeply; such packs put functions there, which stay
+
     def __call__(self, apply_model, args):
         x, sigma, c = args["input"], args["timestep"], args["c"]
         level = float(sigma[0])
