@@ -48,11 +48,6 @@ def best_cells(count: int) -> list[tuple[str, int]]:
     return [(site, int(t)) for site, t in (name.split(", t = ") for name in order[:count])]
 
 
-def as_grid(places: Tensor) -> Tensor:
-    """Places s n c as s c h w."""
-    return places.transpose(1, 2).unflatten(2, (CELLS, CELLS))
-
-
 @torch.enable_grad()
 def by_decoder(taught: Tensor, asked: Tensor, labels: Places, words: Mapping[str, Tensor], steps: int) -> list[Tensor]:
     """What a small decoder reads of nouns and of colours, s n d, from features of unit variance."""
@@ -66,19 +61,24 @@ def by_decoder(taught: Tensor, asked: Tensor, labels: Places, words: Mapping[str
             nn.GELU(),
             nn.Conv2d(WIDTH, 2 * width, 1),
         )
+
+    def read(places: Tensor) -> tuple[Tensor, ...]:
+        grid = places.transpose(1, 2).unflatten(2, (CELLS, CELLS))
+        return decoder(grid).flatten(2).transpose(1, 2).split(width, dim=-1)
+
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=RATE, weight_decay=DECAY)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps):
         rows = torch.randint(len(taught), (BATCH,), generator=generator)
-        read = decoder(as_grid(taught[rows])).flatten(2).transpose(1, 2).split(width, dim=-1)
-        losses = [F.mse_loss(r[k[rows]], w[rows][k[rows]]) for r, (w, k) in zip(read, wanted, strict=True)]
+        pairs = zip(read(taught[rows]), wanted, strict=True)
+        losses = [F.mse_loss(r[k[rows]], w[rows][k[rows]]) for r, (w, k) in pairs]
         optimizer.zero_grad()
         torch.stack(losses).sum().backward()
         optimizer.step()
         falling.step()
     with torch.no_grad():
-        return list(decoder(as_grid(asked)).flatten(2).transpose(1, 2).split(width, dim=-1))
+        return list(read(asked))
 
 
 def rows(labels: int, scenes: int, steps: int, cells: int) -> Iterator[tuple[str, Row]]:

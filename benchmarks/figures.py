@@ -30,8 +30,8 @@ DOCS = HERE.parent / "docs"
 COMFYUI = "$COMFYUI"  # in a command: the folder of a ComfyUI, of the environment
 PASSES = ("one pass", "two passes, captured", "two passes, latent")
 OVER_SDXL = ("SDXL, light, 1024 px", "SDXL, light, 512 px, 8 phrases")
-RANKS = (f"rank {rank}, four times the rate" for rank in (16, 8, 4))
-OF_HEADS = ("LD-ZNet", "ZNet", "rank 16", "LD-ZNet, four times the rate", *RANKS)
+FAST = tuple(f"{head}, four times the rate" for head in ("LD-ZNet", "rank 16", "rank 8", "rank 4"))
+OF_HEADS = ("LD-ZNet", "ZNet", "rank 16", *FAST)
 JOBS: dict[str, tuple[str, ...]] = {
     "tiny": ("ldznet", "evaluate", "tiny", "--scenes", "500"),
     "gates": ("ldznet", "evaluate", "gates", "--scenes", "500"),

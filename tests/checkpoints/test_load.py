@@ -120,9 +120,8 @@ def test_embedded_names_resolve(path: Path, monkeypatch, tmp_path: Path) -> None
     assert set(load.EMBEDDED) == {"tiny", "tiny-light", "tiny-znet"}
     monkeypatch.setitem(load.EMBEDDED, "tiny", path)
     assert load_head("tiny").head_config == SMALL
-    with pytest.raises(
-        CheckpointError, match="one of attention, concepts, tiny, tiny-light, tiny-znet, got tinny, which does not"
-    ):
+    names = "attention, concepts, tiny, tiny-light, tiny-znet"
+    with pytest.raises(CheckpointError, match=f"one of {names}, got tinny, which does not exist"):
         load_head("tinny")
 
 
