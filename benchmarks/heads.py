@@ -9,9 +9,9 @@ paper's; "best blocks" are those of the sweep over blocks at 16 x 16 and 8 x 8, 
 2 x 2. "four times the rate" learns at 2e-3, where the others do at 5e-4. Ranks are those of changes to the linear
 layers of the LDM's own transformers, in two passes.
 
-Figures are mIoU at 0.5 on photo scenes from 0 on, and on the other renderings of them; differences are of the same
-phrases, their intervals over scenes and seeds. Cells lie in docs/figures/heads/, the runs that made them in `--work`,
-where a run that was stopped goes on.
+Figures are mIoU at 0.5 on photo scenes from 0 on, and on the other renderings of them; *taps of another scene* is the
+one of things when a head reads the next scene's taps. Differences are of the same phrases, their intervals over scenes
+and seeds. Cells lie in docs/figures/heads/, the runs that made them in `--work`, where a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from helpers import Values, drawn, known, labelled, of_cells, slug, trained
 from ldznet.config import HeadConfig
 from ldznet.data.tinyworld import names_held_out_category, names_held_out_colour
 from ldznet.evaluate import benchmark
+from ldznet.evaluate.reading import reading
 from ldznet.hosts.tiny import TinyHost
 from ldznet.models import DeltaHead, Network, build_head
 from ldznet.predictor import Predictor
@@ -59,6 +60,7 @@ HEADS: dict[str, HeadConfig] = {
     "rank 16": low(16),
     **{f"rank {rank}, four times the rate": low(rank) for rank in RANKS},
     "LD-ZNet, four times the rate": own("ldznet"),
+    "ZNet, four times the rate": own("znet"),
 }
 FAST = 4 * TrainConfig.learning_rate  # changes of low rank are mostly learned faster than whole weights
 PAIRS = [
@@ -67,6 +69,7 @@ PAIRS = [
     ("LD-ZNet, best blocks", "ZNet"),
     ("concatenation, best blocks", "LD-ZNet, best blocks"),
     ("LD-ZNet, four times the rate", "LD-ZNet"),
+    ("LD-ZNet, four times the rate", "ZNet, four times the rate"),
     ("rank 16", "LD-ZNet"),
     *((f"rank {rank}, four times the rate", "LD-ZNet, four times the rate") for rank in RANKS),
 ]
@@ -104,7 +107,18 @@ def cell(name: str, seed: int, labels: int, steps: int, scenes: int, work: Path)
         rows = [i for i, p in enumerate(outcome.phrases) if asked(str(p), bool(outcome.things[i]))]
         iou = outcome.counts.iou()[rows, benchmark.MIDDLE]
         found[what] = {"iou": iou.round(4).tolist(), "scene": outcome.images[rows].tolist()}
+    reads = bool(head.head_config.tap_specs)
+    found["taps of another scene"] = wrong_taps(head, host, scenes) if reads else found["things"]
     return found
+
+
+def wrong_taps(head: Network, host: TinyHost, scenes: int) -> dict[str, list[float]]:
+    """What becomes of *things* when the taps of the next scene take the place of the scene's own."""
+    asked, mistake = ASKED["things"][1], "taps of another scene"
+    found = reading(
+        head, host, drawn("T0", scenes), asked=lambda phrase, kind: asked(phrase, kind == "thing"), mistakes=[mistake]
+    )
+    return {"iou": found.ious[mistake].round(4).tolist(), "scene": found.scenes.tolist()}
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..contracts import Host, Taps
+from ..contracts import Conditioning, Host, Taps
 from ..data.cache import images_to_pixels
 from ..data.items import Item
-from ..models import OwnNetwork
+from ..models import DeltaHead, Network
 from ..models.trained import conditioned
 from ..phrases import fill
 from ..shapes import Float
@@ -39,7 +39,7 @@ class Reading:
 
 
 def reading(
-    head: OwnNetwork,
+    head: Network,
     host: Host,
     items: Sequence[Item],
     timestep: int | None = None,
@@ -64,14 +64,9 @@ def reading(
         other = head.extracted(host, _latents(host, items[(number + 1) % len(items)]), text, t, seed=0)
         masks = torch.from_numpy(item.masks[which]).to(device)
         rows = latents.to(device).expand(len(which), -1, -1, -1)
-        zeros = torch.zeros(len(which), dtype=torch.int64, device=device)
         for name in wanted:
             read = taps if name == OWN else MISTAKES[name](taps, other)
-            kept = torch.ones(len(which), 2, dtype=rows.dtype, device=device)
-            kept[:, 1] = name != NULL
-            with torch.no_grad():
-                logits, _ = head.read(head.features(rows, zeros, text.context.to(device), read, kept))
-            ious[name].append(_iou(logits[:, 0] > 0, masks))
+            ious[name].append(_iou(_logits(head, host, rows, text, read, name != NULL)[:, 0] > 0, masks))
         scenes += [number] * len(which)
         if progress:
             progress(number + 1, len(items))
@@ -98,6 +93,17 @@ MISTAKES: Mapping[str, Callable[[Taps, Taps], Taps]] = {
     NULL: lambda taps, other: taps,  # whatever they are, they are left out as in training
     "taps of another phrase": of_another_phrase,
 }
+
+
+@torch.no_grad()
+def _logits(head: Network, host: Host, rows: Tensor, text: Conditioning, taps: Taps, there: bool) -> Tensor:
+    """Of the masks, n 1 h w; where the taps are not `there`, they are left out as in training."""
+    if isinstance(head, DeltaHead):
+        return head.masks_over(host, rows, text, {block: tap * there for block, tap in taps.items()})[0]
+    zeros = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+    kept = torch.ones(len(rows), 2, dtype=rows.dtype, device=rows.device)
+    kept[:, 1] = there
+    return head.read(head.features(rows, zeros, text.context.to(rows.device), taps, kept))[0]
 
 
 def _latents(host: Host, item: Item) -> Tensor:

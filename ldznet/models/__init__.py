@@ -4,7 +4,7 @@
 from .delta import DeltaHead
 from .ldznet import LDZNet, RGBNet
 from .light import LightHead
-from .registry import HEADS, Network, OwnNetwork, build_head
+from .registry import HEADS, Network, build_head
 from .trained import CapturedTaps, TrainedHead
 from .unet import UNet
 
@@ -15,7 +15,6 @@ __all__ = [
     "LDZNet",
     "LightHead",
     "Network",
-    "OwnNetwork",
     "RGBNet",
     "TrainedHead",
     "UNet",

@@ -12,8 +12,7 @@ from .delta import DeltaHead
 from .ldznet import ConcatenationNet, LDZNet, RGBNet
 from .light import LightHead
 
-OwnNetwork = LDZNet | LightHead  # that run without a pass of the host's UNet
-Network = OwnNetwork | DeltaHead
+Network = LDZNet | LightHead | DeltaHead
 
 HEADS: dict[str, type[Network]] = {
     "rgbnet": RGBNet,

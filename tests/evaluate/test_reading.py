@@ -8,8 +8,14 @@ import torch
 
 from ldznet import load_head
 from ldznet.data import TinyWorldDataset
-from ldznet.evaluate.reading import MISTAKES, NULL, OWN, Reading, _iou, reading
+from ldznet.data.cache import images_to_pixels
+from ldznet.evaluate.reading import MISTAKES, NULL, OWN, Reading, _iou, _logits, reading
 from ldznet.hosts.tiny import TinyHost
+from ldznet.models import build_head
+from ldznet.models.trained import conditioned
+from ldznet.tinyworld import world
+from ldznet.train.recipe import seeded
+from ldznet.train.tiers import tier_config
 
 TAPS = {"a": torch.arange(4.0).view(2, 2, 1, 1), "b": torch.full((2, 2, 1, 1), 7.0), "c": torch.ones(2, 3, 1, 1)}
 OTHER = {block: -tap for block, tap in TAPS.items()}
@@ -50,3 +56,21 @@ def test_the_light_head_reads_its_taps(scenes: list) -> None:
     assert found.ious[OWN].mean() > 0.35
     assert found.cost("taps of another scene")[0] > 0.15
     assert found.cost("blocks swapped")[0] > 0.05
+
+
+def test_two_passes_are_asked_by_the_host_s_unet(scenes: list) -> None:
+    host = TinyHost.load(dtype=torch.float32)
+    with seeded(0):
+        head = build_head(tier_config("two", "tiny", world.UNET, world.PIXELS, 4)).begin()
+        for addition in head.additions.values():
+            torch.nn.init.normal_(addition.attn3.to_out[0].weight, std=0.5)
+    latents = host.encode_image(images_to_pixels(scenes[0].image[None]))
+    text = conditioned(host, ["a star"])
+    taps = head.extracted(host, latents, text, 200, seed=0)
+    other = head.extracted(host, host.encode_image(images_to_pixels(scenes[1].image[None])), text, 200, seed=0)
+    own, left_out = (_logits(head, host, latents, text, taps, there) for there in (True, False))
+    none = {block: torch.zeros_like(tap) for block, tap in taps.items()}
+    assert torch.equal(own, head.masks_over(host, latents, text, taps)[0])
+    assert torch.equal(left_out, head.masks_over(host, latents, text, none)[0])
+    wrong = _logits(head, host, latents, text, other, True)
+    assert min((own - left_out).abs().max(), (own - wrong).abs().max()) > 1e-3
