@@ -29,6 +29,7 @@ from .concepts import Run, called_apart
 from .reading import MOST_SCORES, Attention, mean_softmax
 
 OVERRIDE, OPTIONS = "optimized_attention_override", "transformer_options"
+PICTURES = ("image_cond", "time_dim_replace")  # what networks of some relatives are given a picture by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,6 +204,9 @@ class Reader:
         context = named["context"] if "context" in named else args[2]
         self.maps.clear()
         glyphs = named.get(self.layout.glyphs)
+        if context is None:  # Ideogram 4 makes its pass without a text so
+            self.fault = "a pass with a text was expected"
+            return
         self.text, self.glyphs, self.fault = context.shape[1], 0 if glyphs is None else glyphs.shape[1], ""
         if self.layout.twice:
             self.text += 2 * named[self.layout.twice].shape[2]
@@ -210,7 +214,9 @@ class Reader:
             self.fault = f"latents of {self.size} were expected, and {tuple(latents.shape[-2:])} came"
         elif latents.ndim == 5 and latents.shape[2] != 1:
             self.fault = f"one frame was expected, and {latents.shape[2]} came"
-        elif named.get("image_cond") is not None or (not self.layout.references and named.get("ref_latents")):
+        elif any(named.get(name) is not None for name in PICTURES) or (
+            not self.layout.references and named.get("ref_latents")
+        ):
             self.fault = "a pass without reference pictures was expected"
 
     def around(self, name: str) -> Callable[..., Any]:

@@ -2,7 +2,8 @@
 
 Each line was read from the class that it names: `comfy/ldm/modules/diffusionmodules/mmdit.py` (SD 3), `ldm/flux`,
 `ldm/chroma` and `ldm/chroma_radiance`, `ldm/qwen_image`, `ldm/lumina` (Lumina 2 and Z-Image), `ldm/krea2`, `ldm/anima`
-with `ldm/cosmos`, `ldm/wan`, `ldm/aura`, `ldm/hunyuan_video` (Hunyuan Image), `ldm/omnigen`, and the encoders in
+with `ldm/cosmos`, `ldm/wan`, `ldm/aura`, `ldm/hunyuan_video` (Hunyuan Image), `ldm/omnigen`, `ldm/kandinsky5`,
+`ldm/ideogram4`, and the encoders in
 `comfy/text_encoders`. Which blocks are read at which timestep is in `attention.config.STUDIED`. Imports
 attention, errors and shapes; `comfyui_joint` imports it.
 """
@@ -54,6 +55,11 @@ QWEN, GEMMA = "qwen3_4b", "gemma2_2b"
 T5_ROWS = (("t5xxl",),)
 DOUBLE = {"joint": "double_blocks"}  # of Flux: the blocks after these, with one stream for both, were not studied
 CHROMA = Joint("chroma", Layout(DOUBLE), Encoders(("t5xxl",), T5_ROWS))
+KANDINSKY = Joint(
+    "kandinsky5",
+    Layout({"joint": "visual_transformer_blocks"}, inner="cross_attention"),
+    Encoders(("l qwen25_7b",), (("qwen25_7b",),), at_end=True, width="text_embeddings.in_layer"),
+)
 WAN = Joint("wan", Layout({"joint": "blocks"}, inner="cross_attn"), Encoders(("umt5xxl",), width="text_embedding.0"))
 JOINT: dict[str, Joint] = {  # by the class of ComfyUI's BaseModel
     "SD3": Joint(
@@ -112,6 +118,13 @@ JOINT: dict[str, Joint] = {  # by the class of ComfyUI's BaseModel
             most=100,
             width="",
         ),
+    ),
+    "Kandinsky5": KANDINSKY,
+    "Kandinsky5Image": KANDINSKY,
+    "Ideogram4": Joint(
+        "ideogram4",
+        Layout({"joint": "layers"}, patch=1),  # its latents hold patches of 2 x 2 as channels
+        Encoders(("qwen3vl_8b",), width="llm_cond_proj"),
     ),
 }
 UNSAID = {"Wan22": 16, "HunyuanImage21": 32, "ChromaRadiance": 1}  # pixels a latent, where ComfyUI 0.3.64 does not say

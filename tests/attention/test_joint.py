@@ -58,6 +58,7 @@ class Network(nn.Module):
         x = x if x.ndim == 4 else x[:, :, 0]
         x = torch.nn.functional.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
         patches = x.unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+        context = x.new_zeros(len(x), 0, WIDTH) if context is None else context
         padding = context.new_zeros(len(x), -context.shape[1] % self.pads_to, WIDTH)
         rows = torch.cat([context, padding, self.first(patches)], dim=1)
         options: dict[str, Any] = {"transformer_options": transformer_options} if self.hands_on else {}
@@ -91,8 +92,10 @@ def read(
     generator = torch.Generator().manual_seed(1)
     frames = named.pop("frames", ())
     x = torch.randn(2, 4, *frames, *size, generator=generator)
-    context = 3 * torch.randn(2, TEXT, WIDTH, generator=generator)
-    given = {name: named.pop(name) for name in ("mask", "ref_latents", "image_cond") if name in named}
+    context = named.pop("text", 3 * torch.randn(2, TEXT, WIDTH, generator=generator))
+    given = {
+        name: named.pop(name) for name in ("mask", "ref_latents", "image_cond", "time_dim_replace") if name in named
+    }
     specs = {name: TapSpec(name, 0, 2) for name in LAYOUT.modules(network)}
     out = None
     with reading_joint(LAYOUT, network, blocks, blocks[:1], specs, size, **named) as found:
@@ -177,6 +180,8 @@ def test_somebody_else_s_pass_is_left_as_it_is(network: Network) -> None:
         ({"frames": (3,)}, "one frame was expected, and 3 came"),
         ({"ref_latents": [torch.zeros(1)]}, "without reference pictures"),
         ({"image_cond": torch.zeros(1)}, "without reference pictures"),
+        ({"time_dim_replace": torch.zeros(1)}, "without reference pictures"),
+        ({"text": None}, "with a text was expected"),
         ({"blocks": ("joint.7",)}, "Expected blocks of joint.0, joint.1, joint.2, got joint.7"),
     ],
 )

@@ -92,6 +92,15 @@ WAN = {
     "num_heads": 2,
     "num_layers": 3,
 }
+KANDINSKY = {
+    "in_text_dim": 32,
+    "time_dim": 32,
+    "model_dim": 64,
+    "ff_dim": 64,
+    "num_text_blocks": 1,
+    "num_visual_blocks": 3,
+    "axes_dims": (8, 12, 12),
+}
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {  # the class in comfy.supported_models, and its sizes
     "sd3": (
         "SD3",
@@ -253,6 +262,21 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {  # the class in comfy.suppor
             "text_feat_dim": 32,
         },
     ),
+    "kandinsky5": ("Kandinsky5", {**KANDINSKY, "visual_embed_dim": 132}),
+    "kandinsky5_image": ("Kandinsky5Image", {**KANDINSKY, "visual_embed_dim": 64}),
+    "ideogram4": (
+        "Ideogram4",
+        {
+            "in_channels": 128,
+            "num_layers": 3,
+            "num_attention_heads": 2,
+            "attention_head_dim": 32,
+            "intermediate_size": 64,
+            "adaln_dim": 32,
+            "llm_features_dim": 13 * 32,
+            "mrope_section": [6, 5, 5],
+        },
+    ),
     "hidream": (
         "HiDream",
         {
@@ -283,6 +307,7 @@ def model(name: str, **sizes: Any) -> Any:
         del config["image_model"]
     while True:
         supported = getattr(comfy.supported_models, kind)(dict(config))
+        supported.unet_config |= config  # Ideogram 4's class has sizes of its own
         supported.set_inference_dtype(torch.float32, None)
         try:
             base = supported.get_model({}, "", device="cpu")
@@ -301,7 +326,9 @@ def randomise(module: torch.nn.Module, seed: int) -> None:
     with torch.no_grad():
         places = [pair for pair in module.named_buffers() if pair[0] == "pos_embed"]  # SD 3: no values yet
         for name, part in [*module.named_parameters(), *places]:
-            if not part.is_floating_point() or "visual" in name:  # of encoders that see pictures too: gigabytes, unused
+            if (
+                not part.is_floating_point() or ".visual." in name
+            ):  # of encoders that see pictures too: gigabytes, unused
                 continue
             values = torch.randn(part.shape, generator=generator, dtype=torch.float32)
             scale = 0.2 if part.ndim < 2 else (3.0 / part.shape[-1]) ** 0.5
@@ -316,6 +343,7 @@ LLAMA = {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
 }
+SMALL_CLIP = {"num_hidden_layers": 3, "intermediate_size": 32, "num_attention_heads": 2}
 T5 = {"d_ff": 32, "d_kv": 8, "num_heads": 2, "num_layers": 1}
 
 
@@ -335,12 +363,10 @@ def clip(name: str) -> Any:
         return {f"{encoder}_model_config": {**LLAMA, "num_hidden_layers": layers, **sizes}}
 
     if name == "sd3":
-        small = {"num_hidden_layers": 3, "intermediate_size": 32, "num_attention_heads": 2}
-        options |= {"clip_l_model_config": small, "clip_g_model_config": small}
+        options |= {"clip_l_model_config": SMALL_CLIP, "clip_g_model_config": SMALL_CLIP}
         kinds = (sd3_clip.SD3Tokenizer, sd3_clip.sd3_clip(t5=False))
     elif name == "sd3+t5":
-        small = {"num_hidden_layers": 3, "intermediate_size": 32, "num_attention_heads": 2}
-        options |= {"clip_l_model_config": small, "clip_g_model_config": small}
+        options |= {"clip_l_model_config": SMALL_CLIP, "clip_g_model_config": SMALL_CLIP}
         options |= {"t5xxl_model_config": {**T5, "d_model": 4096}}
         kinds = (sd3_clip.SD3Tokenizer, sd3_clip.sd3_clip(t5=True, dtype_t5=torch.float16))
     elif name == "flux":
@@ -370,10 +396,23 @@ def clip(name: str) -> Any:
     elif name == "hidream":
         from comfy.text_encoders import hidream
 
-        small = {"num_hidden_layers": 3, "intermediate_size": 32, "num_attention_heads": 2}
         kinds = (qwen_for_llama(hidream.HiDreamTokenizer), hidream.hidream_clip())
-        options |= {"clip_l_model_config": small, "clip_g_model_config": small, **small_t5}
+        options |= {"clip_l_model_config": SMALL_CLIP, "clip_g_model_config": SMALL_CLIP, **small_t5}
         options |= llama("llama", 3)
+    elif name.startswith("kandinsky5"):
+        from comfy.text_encoders import kandinsky5
+
+        is_image = name == "kandinsky5_image"
+        kinds = (
+            kandinsky5.Kandinsky5TokenizerImage if is_image else kandinsky5.Kandinsky5Tokenizer,
+            kandinsky5.te(),
+        )
+        options |= {"clip_l_model_config": SMALL_CLIP, **llama("qwen25_7b", 2)}
+    elif name == "ideogram4":
+        from comfy.text_encoders import ideogram4
+
+        kinds = (ideogram4.Ideogram4Tokenizer, ideogram4.te())
+        options |= llama("qwen3vl_8b", 36)
     elif name == "omnigen2":
         from comfy.text_encoders import omnigen2
 

@@ -34,6 +34,9 @@ TITLES = {
     "hunyuan_image": "Hunyuan Image 2.1",
     "omnigen2": "OmniGen2",
     "hidream": "HiDream",
+    "kandinsky5": "Kandinsky 5",
+    "kandinsky5_image": "Kandinsky 5",
+    "ideogram4": "Ideogram 4",
 }
 CASES = (*TITLES, "sd3+t5")
 JOINT = {"another block", "softmax over the text alone", "the other order", "rotary left out"}
@@ -43,12 +46,14 @@ WRONG = {  # by family, the variants that must fail, where they are not JOINT
     "zimage": JOINT | {"caption padding counted", "caption padding forgotten", "picture padding kept"},
     "aura": JOINT - {"rotary left out"} | {"registers forgotten"},
     **{name: {"another block"} for name in ("anima", "cosmos_predict2", "wan2.1", "wan2.2")},  # true cross-attention
+    **{name: {"another block", "softmax over the words alone"} for name in ("kandinsky5", "kandinsky5_image")},  # too
 }
-BEFORE_THE_TEXT = {  # rows: a template, or a start; Qwen-Image, Krea 2 and Hunyuan Image cut theirs off
+BEFORE_THE_TEXT = {  # rows: a template, or a start; Qwen-Image, Krea 2, Hunyuan Image and Kandinsky 5 cut theirs off
     "flux2": 3,
     "zimage": 3,
     "lumina2": 1,
     "omnigen2": 23,
+    "ideogram4": 3,
 }
 NAIVE = {"dog": 5, "grass": 9}  # the tokens of the words, counted from the beginning of the text
 
@@ -151,11 +156,19 @@ def test_the_sampler_s_picture_stays_the_same_to_the_bit(case: tuple[str, dict[s
     assert sampling["steps"] == 3
 
 
+def test_a_pass_without_a_text_in_a_second_network_is_left_alone(figures: dict[str, Any]) -> None:
+    if reason := lacking("ideogram4"):
+        pytest.skip(reason)
+    found = figures["ideogram4"]["two networks"]
+    assert found["bit_equal"]
+    assert found["same"] == {"joint.1": True}
+
+
 def test_captured_words_need_no_pass_and_others_take_one(case: tuple[str, dict[str, Any]]) -> None:
     name, found = case
     sampling = found["sampling"]
     assert sampling["notes"] == ['read from the sampling itself: "dog", "grass"']
-    cell = {"flux2": 16, "wan2.2": 16, "hunyuan_image": 32}.get(name, 8)
+    cell = {"flux2": 16, "wan2.2": 16, "hunyuan_image": 32, "ideogram4": 16}.get(name, 8)
     assert sampling["captured"] == [3, 2, 12 * cell, 20 * cell]
     assert sampling["finite"]
     assert sampling["differ"] > 0.1
@@ -174,6 +187,7 @@ def test_timesteps_go_through_the_model_s_own_schedule(case: tuple[str, dict[str
     at = 260 if case[0].startswith("sd3") else 500
     shifts = {"flux": 0.7595, "flux2": 0.8829, "zimage": 0.75, "lumina2": 0.8571, "qwen": 0.7595}
     shifts |= {"wan2.1": 0.8889, "wan2.2": 0.8889, "aura": 0.6337, "hunyuan_image": 0.8333, "omnigen2": 0.7222}
+    shifts |= {"kandinsky5": 0.9091, "kandinsky5_image": 0.75, "ideogram4": 0.5}
     assert sampling["step"] == pytest.approx(at, abs=1.5)
     if case[0] in shifts:
         assert sampling["noise"] == pytest.approx(shifts[case[0]], abs=1e-3)
