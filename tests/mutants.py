@@ -41,7 +41,7 @@ class Mutant(NamedTuple):
 
 
 HAND = "test_by_hand.py"
-CONCEPTS = "attention/test_concepts.py"
+CONCEPTS, JOINED = "attention/test_concepts.py", "attention/test_joint.py"
 DETAILS, SAMPLED = "webui/test_details.py", "hosts/test_webui_capture.py"
 COMBINING, CLI = "test_combining.py", "cli/test_results.py"
 VALUES, EXECUTE = "nodes/test_values.py", "nodes/test_execute.py"
@@ -443,6 +443,8 @@ MUTANTS = [
     ),
     Mutant("ldznet/attention/concepts.py", "(concepts, picture)\n", "(picture,)\n", CONCEPTS),
     Mutant("ldznet/attention/concepts.py", "_flat(output[..., rows, :])", "_flat(parts[0][..., rows, :])", CONCEPTS),
+    Mutant("ldznet/attention/joint.py", "if context is None:", "if False:", JOINED),
+    Mutant("ldznet/attention/joint.py", '"image_cond", "time_dim_replace")', '"image_cond",)', JOINED),
     Mutant("ldznet/attention/joint.py", "list(known) if concepts else names", "names", CONCEPTS),
     Mutant("ldznet/attention/finding.py", "found.maps.mean(dim=(2, 3), keepdim=True)", "config.threshold", CONCEPTS),
     Mutant("ldznet/attention/reading.py", "q.shape[3] ** -0.5", "1.0", "attention"),
