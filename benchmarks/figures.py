@@ -29,8 +29,11 @@ HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 COMFYUI = "$COMFYUI"  # in a command: the folder of a ComfyUI, of the environment
 PASSES = ("one pass", "two passes, captured", "two passes, latent")
+ONCE = ("latent, 4 phrases", "image", "image, 512 px", "znet", "one pass, 8 phrases", "captured, bfloat16")
+ONCE_MORE = ("attention, 512 px", "attention, 512 px, 8 phrases", "grounded sam-b", "grounded sam-h")
 OVER_SDXL = ("SDXL, light, 1024 px", "SDXL, light, 512 px, 8 phrases")
 FAST = tuple(f"{head}, four times the rate" for head in ("LD-ZNet", "rank 16", "rank 8", "rank 4"))
+ONE_STEP = ("--size", "1024", "--steps", "1")
 OF_HEADS = ("LD-ZNet", "ZNet", "rank 16", *FAST)
 JOBS: dict[str, tuple[str, ...]] = {
     "tiny": ("ldznet", "evaluate", "tiny", "--scenes", "500"),
@@ -59,8 +62,12 @@ JOBS: dict[str, tuple[str, ...]] = {
     "attention-cost": ("attention_cost.py", "--model", "sd1", "--size", "512", "--pairs", "3"),
     "truncation": ("truncation.py", "--pairs", "9"),
     "peers": ("peers.py", "--pairs", "3", "--only", "light", "light, 8 phrases", "light, bfloat16", *PASSES, "clipseg"),
+    "growth": ("peers.py", "--pairs", "2", "--growth"),
+    "peers-once": ("peers.py", "--pairs", "1", "--cold", "--only", *ONCE, *ONCE_MORE),
     "peers-sdxl": ("peers.py", "--pairs", "1", "--cold", "--only", *OVER_SDXL),
-    "capture-cost": ("capture_cost.py", "--comfyui", COMFYUI, "--size", "256", "--steps", "20"),
+    "capture-cost": ("capture_cost.py", "--comfyui", COMFYUI, "--size", "512", "--steps", "3"),
+    "capture-cost-flux": ("capture_cost.py", "--comfyui", COMFYUI, "--family", "flux", *ONE_STEP),
+    "capture-cost-zimage": ("capture_cost.py", "--comfyui", COMFYUI, "--family", "zimage", *ONE_STEP),
     "inpaint": ("inpaint.py", "--pictures", "20"),
     "steering": ("steering.py", "--seeds", "50"),
     "steering-tiny": ("steering.py", "--seeds", "50", "--head", "tiny", "--way", "cross-attention"),
@@ -68,6 +75,7 @@ JOBS: dict[str, tuple[str, ...]] = {
 }
 PICTURES: dict[str, tuple[str, ...]] = {  # by their file in docs/
     "coarse.png": ("coarse.py", "labels", "--picture"),
+    "growth.png": ("peers.py", "--picture"),
     "heatmap.png": ("heatmap.py", "--picture"),
     "demo.png": ("ldznet", "demo", "-o"),
 }

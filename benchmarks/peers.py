@@ -2,6 +2,7 @@
 
     python benchmarks/peers.py --pairs 3 --json peers.json
     python benchmarks/peers.py --pairs 3 --json peers.json --only clipseg "grounded sam-b" "captured, 4 phrases"
+    python benchmarks/peers.py --picture growth.png      docs/figures/growth.json over phrases and pixels
 
 Each case has a process of its own, which alternates with one of the baseline: captured taps, one phrase, 384 px,
 float32. A case that is in the JSON is not run again. Others are transformers' classes in their published sizes; they
@@ -19,13 +20,14 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from attention_cost import PHRASES, BareHost, forget_peak, peak
-from helpers import Row, random_weights, ranged, report
+from helpers import ROOT, Row, random_weights, ranged, report
 from torch import Tensor, nn
 
 from ldznet import Predictor
@@ -37,8 +39,10 @@ from ldznet.models.known import unet_config
 from ldznet.shapes import PIXELS_PER_LATENT, tap_size
 from ldznet.train.tiers import tier_config
 
-SD1 = Path(__file__).parents[1] / "ldznet" / "hosts" / "sd1"
+SD1 = ROOT / "ldznet" / "hosts" / "sd1"
 BASELINE = "captured"
+LABELS = {"captured": "published head, captured taps", "light": "light, captured taps", "clipseg": "CLIPSeg"}
+FIGURES = ROOT / "docs/figures/growth.json"
 SAM_H = {
     "hidden_size": 1280,
     "num_hidden_layers": 32,
@@ -123,12 +127,12 @@ def attention(phrases: int = 1, size: int = 512) -> Work:
     return Work([host.unet], lambda: head.segment(host, latents, PHRASES[:phrases], timestep=100, seed=0), [])
 
 
-def clipseg() -> Work:
-    """CLIPSeg rd64, ViT-B/16, at 352 px."""
+def clipseg(phrases: int = 1) -> Work:
+    """CLIPSeg rd64, ViT-B/16, at 352 px; as its processor gives it, the picture is there for each phrase."""
     from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
     model = CLIPSegForImageSegmentation(CLIPSegConfig(vision_config={"patch_size": 16})).eval()
-    given = {"input_ids": words(77), "pixel_values": picture(352)}
+    given = {"input_ids": words(77).repeat(phrases, 1), "pixel_values": picture(352).repeat(phrases, 1, 1, 1)}
     return Work([model], lambda: model(**given, interpolate_pos_encoding=True), [model])
 
 
@@ -164,12 +168,16 @@ def picture(side: int) -> Tensor:
     return torch.zeros(1, 3, side, side)
 
 
+GROWTH: dict[str, Callable[[], Work]] = {  # over phrases at one size, and over sizes for one phrase
+    **{f"captured, {n} phrases": functools.partial(ours, "captured", n) for n in (4, 8)},
+    **{f"light, {n} phrases": functools.partial(ours, "captured", n, config=TIERS["light"]) for n in (4, 8)},
+    **{f"clipseg, {n} phrases": functools.partial(clipseg, n) for n in (4, 8)},
+    **{f"captured, {px} px": functools.partial(ours, "captured", 1, px) for px in (256, 512, 768)},
+    **{f"light, {px} px": functools.partial(ours, "captured", 1, px, config=TIERS["light"]) for px in (256, 512, 768)},
+}
 CASES: dict[str, Callable[[], Work]] = {
     BASELINE: functools.partial(ours, "captured"),
-    "captured, 4 phrases": functools.partial(ours, "captured", 4),
-    "captured, 8 phrases": functools.partial(ours, "captured", 8),
-    "captured, 256 px": functools.partial(ours, "captured", 1, 256),
-    "captured, 512 px": functools.partial(ours, "captured", 1, 512),
+    **GROWTH,
     "captured, bfloat16": functools.partial(ours, "captured", 1, 384, torch.bfloat16),
     "latent": functools.partial(ours, "latent"),
     "latent, 4 phrases": functools.partial(ours, "latent", 4),
@@ -177,7 +185,6 @@ CASES: dict[str, Callable[[], Work]] = {
     "image, 512 px": functools.partial(ours, "image", 1, 512),
     "znet": functools.partial(ours, "captured", config=ZNET),
     "light": functools.partial(ours, "captured", config=TIERS["light"]),
-    "light, 8 phrases": functools.partial(ours, "captured", 8, config=TIERS["light"]),
     "light, bfloat16": functools.partial(ours, "captured", 1, 384, torch.bfloat16, TIERS["light"]),
     "one pass": functools.partial(ours, "captured", config=TIERS["one"]),
     "one pass, 8 phrases": functools.partial(ours, "captured", 8, config=TIERS["one"]),
@@ -263,20 +270,53 @@ def compared(name: str, pairs: int, threads: int, warm: bool) -> Row:
     }
 
 
+def drawing(rows: Mapping[str, Row], path: Path) -> None:
+    """Shares of the baseline's time over phrases, and over the picture's area; the baseline's own is 1."""
+    import matplotlib.pyplot as plt
+
+    known: dict[str, Any] = {BASELINE: {"time": (1.0, 1.0, 1.0)}, **rows}
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for head in ("captured", "light", "clipseg"):
+        points = {1: known[head], **{n: known.get(f"{head}, {n} phrases") for n in (4, 8)}}
+        sizes = {384: known[head], **{px: known.get(f"{head}, {px} px") for px in (256, 512, 768)}}
+        label = LABELS[head]
+        for axes, of in ((left, points), (right, {px**2 / 384**2: row for px, row in sizes.items()})):
+            there = {x: row["time"] for x, row in sorted(of.items()) if row is not None}
+            middle, low, high = (np.array([time[i] for time in there.values()]) for i in range(3))
+            if len(there) > 1:
+                axes.errorbar([*there], middle, [middle - low, high - middle], marker="o", ms=4, label=label)
+    left.set(xlabel="phrases, 384 px (CLIPSeg: 352 px)", ylabel="time, share of the published head's")
+    right.set(xlabel="area, multiples of 384 × 384 px, one phrase")
+    for axes in (left, right):
+        axes.set_yscale("log")
+        axes.legend()
+    figure.savefig(path, dpi=90)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=3, help="that count (default: 3)")
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help=", ".join(CASES))
+    parser.add_argument(
+        "--growth", action="store_true", help="only those over phrases and sizes, in the place of --only"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cold", action="store_true", help="without a pair before those that count")
     parser.add_argument("--json", type=Path, help="what was measured, and where to go on")
+    parser.add_argument("--picture", type=Path, help="measure nothing; draw what is measured into this file")
+    parser.add_argument(
+        "--figures", type=Path, default=FIGURES, help="what is drawn (default: docs/figures/growth.json)"
+    )
     parser.add_argument("--serve", choices=CASES, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.serve:
         serve(given.serve, given.threads)
         return
+    if given.picture:
+        drawing(json.loads(given.figures.read_text(encoding="utf-8"))["figures"], given.picture)
+        return
     rows: dict[str, Row] = json.loads(given.json.read_text()) if given.json and given.json.exists() else {}
-    for name in given.only:
+    for name in ["light", "clipseg", *GROWTH] if given.growth else given.only:
         if name not in rows:
             rows[name] = compared(name, given.pairs, given.threads, not given.cold)
             report([(name, rows[name])], None)

@@ -263,6 +263,19 @@ def test_beside_other_systems(tmp_path: Path) -> None:
     assert f"{row['parameters M']:.3f}" in out
 
 
+def test_growth_is_drawn(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = pytest.importorskip("matplotlib.figure")
+    rows, drawn = {name: {"time": [0.1, 0.1, 0.1]} for name in ("light", "clipseg")}, []
+    rows |= {"light, 8 phrases": {"time": [0.4, 0.3, 0.6]}, "captured, 768 px": {"time": [5.0, 5.0, 5.0]}}
+    (tmp_path / "rows.json").write_text(json.dumps({"figures": rows}))
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *rest, **named: drawn.append(self))
+    run("peers", "--figures", str(tmp_path / "rows.json"), "--picture", "growth.png")
+    left, right = drawn[0].axes
+    assert left.lines[0].get_xydata().tolist() == [[1, 0.1], [8, 0.4]]  # those with one point have no line
+    assert right.lines[0].get_xydata().tolist() == [[1, 1], [4, 5]]
+    assert [text.get_text() for text in left.get_legend().get_texts()] == ["light, captured taps"]
+
+
 @pytest.mark.skipif("LDZNET_REFERENCE" not in os.environ, reason="$LDZNET_REFERENCE, the published code, is not set")
 def test_beside_the_published_code(run: Run) -> None:
     small = ("--size", "64", "--channels", "32", "--vae-channels", "32", "--pairs", "1")
