@@ -42,6 +42,7 @@ class Mutant(NamedTuple):
 
 HAND = "test_by_hand.py"
 CONCEPTS, JOINED = "attention/test_concepts.py", "attention/test_joint.py"
+ROWS = "hosts/test_joint_rows.py"
 DETAILS, SAMPLED = "webui/test_details.py", "hosts/test_webui_capture.py"
 COMBINING, CLI = "test_combining.py", "cli/test_results.py"
 VALUES, EXECUTE = "nodes/test_values.py", "nodes/test_execute.py"
@@ -443,6 +444,9 @@ MUTANTS = [
     ),
     Mutant("ldznet/attention/concepts.py", "(concepts, picture)\n", "(picture,)\n", CONCEPTS),
     Mutant("ldznet/attention/concepts.py", "_flat(output[..., rows, :])", "_flat(parts[0][..., rows, :])", CONCEPTS),
+    Mutant("ldznet/hosts/joint.py", "(*token, 1)[:3]", "(*token, 0)[:3]", ROWS),
+    Mutant("ldznet/hosts/joint.py", "places[-1] if places else", "places[0] if places else", ROWS),
+    Mutant("ldznet/hosts/joint.py", "*tokens[len(tokens) - tail :]]", "]", ROWS),
     Mutant("ldznet/attention/joint.py", "if context is None:", "if False:", JOINED),
     Mutant("ldznet/attention/joint.py", '"image_cond", "time_dim_replace")', '"image_cond",)', JOINED),
     Mutant("ldznet/attention/joint.py", "list(known) if concepts else names", "names", CONCEPTS),

@@ -151,7 +151,10 @@ def _prompt(phrases: Sequence[str], config: AttentionConfig, texts: Texts) -> Pr
         places = [i for i, token in enumerate(row) if token >= 0]
         spelled = [spelling.word(word.text, i == 0) for i, word in enumerate(words)]
         if [row[i] for i in places] != [token for tokens in spelled for token in tokens]:
-            raise HostError(f'Expected tokenizers that split at spaces, got one that does not for "{text[:40]}…".')
+            raise HostError(
+                f'Expected tokenizers that split at spaces, got one that does not for "{text[:40]}…".'
+                " Leave out quotation marks and apostrophes."
+            )
         at = 0
         for i, (word, tokens) in enumerate(zip(words, spelled, strict=True)):
             content = [places[at + k] for k in _content(word.text, tokens, spelling, i == 0)]

@@ -36,7 +36,7 @@ from ..tinyworld import world
 from .comfyui_capture import applying_into, calling_into, sampling_into
 from .comfyui_world import TinySD15
 from .families import no_loaded_model
-from .joint import joint_of
+from .joint import joint_of, numbered
 
 __all__ = [
     "ComfyHost",
@@ -226,7 +226,7 @@ class ComfyHost:
 
 def typed(clip: Any, prompt: str) -> Typed:
     """What "CLIP Text Encode" makes of a prompt with this CLIP: its layer, its LoRAs, weights and all."""
-    tokens = clip.tokenize(prompt, return_word_ids=True)
+    tokens = numbered(clip.tokenize(prompt, return_word_ids=True))
     rows = next(iter(tokens.values()))
     ids = [token if word and isinstance(token, int) else -1 for row in rows for token, _, word in row]
     return Typed(clip.encode_from_tokens(without_numbers(tokens)), ids, prompt, loaded_parts(clip, tokens))
@@ -397,7 +397,11 @@ def family_of(model: Any) -> str:
 
 def literal_tokens(clip: Any, text: str) -> dict[str, list[list[Any]]]:
     """ComfyUI's tokens (id, weight, number of the word) by encoder, with brackets taken literally."""
-    return clip.tokenize(BRACKET.sub(r"\\\1", text), return_word_ids=True)
+    escaped = BRACKET.sub(r"\\\1", text)
+    tokens = clip.tokenize(escaped, return_word_ids=True)
+    if escaped != text and any(len(token) < 3 for rows in tokens.values() for row in rows for token in row):
+        tokens = clip.tokenize(text, return_word_ids=True)  # what numbers no words reads no weights either
+    return numbered(tokens)
 
 
 def loaded_parts(clip: Any, tokens: dict[str, list[list[Any]]]) -> dict[str, list[list[Any]]]:

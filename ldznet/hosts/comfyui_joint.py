@@ -23,7 +23,16 @@ from ..errors import HostError
 from ..shapes import Float, Int
 from .comfyui import ComfyHost, bare_network, in_model_dimensions, literal_tokens, loaded_parts, without_numbers
 from .comfyui_capture import still
-from .joint import joint_of, pixels_per_latent, require_encoders, require_width, rows_needed, rows_of, stretches
+from .joint import (
+    joint_of,
+    pixels_per_latent,
+    require_encoders,
+    require_width,
+    rows_needed,
+    rows_of,
+    stretches,
+    template_of,
+)
 
 KEPT = 8  # texts that a host remembers the encoding of
 
@@ -169,9 +178,10 @@ class JointHost(ComfyHost):
         return self._encoded[text]
 
     def _blank(self) -> Any:
-        tokens = literal_tokens(self.clip, "")
-        require_encoders(self.encoders, tokens, FAMILIES[self.family].title)
-        return loaded_parts(self.clip, tokens)
+        """The tokens of no text."""
+        blanks = [literal_tokens(self.clip, text) for text in self.encoders.blanks]
+        require_encoders(self.encoders, blanks[0], FAMILIES[self.family].title)
+        return loaded_parts(self.clip, template_of(blanks))
 
     def _tokenizer(self, name: str) -> Any:
         """ComfyUI's tokenizer of an encoder."""

@@ -3,7 +3,7 @@
 Each line was read from the class that it names: `comfy/ldm/modules/diffusionmodules/mmdit.py` (SD 3), `ldm/flux`,
 `ldm/chroma` and `ldm/chroma_radiance`, `ldm/qwen_image`, `ldm/lumina` (Lumina 2 and Z-Image), `ldm/krea2`, `ldm/anima`
 with `ldm/cosmos`, `ldm/wan`, `ldm/aura`, `ldm/hunyuan_video` (Hunyuan Image), `ldm/omnigen`, `ldm/kandinsky5`,
-`ldm/ideogram4`, and the encoders in
+`ldm/ideogram4`, `ldm/lens`, and the encoders in
 `comfy/text_encoders`. Which blocks are read at which timestep is in `attention.config.STUDIED`. Imports
 attention, errors and shapes; `comfyui_joint` imports it.
 """
@@ -32,13 +32,16 @@ class Encoders:
     `all_of`: the names of all encoders that the family's CLIP has tokens for, of each CLIP that fits. `rows`: for each
     stretch of rows the encoder, or several of which the first that is loaded counts (SD 3's CLIP-L and CLIP-G have the
     same tokens in the same rows); empty stands for the only one. `at_end`: the rows end with the encoder's last token,
-    since a template was cut off before them or padding put there; else they begin with its first. `width`: the path of
-    the linear layer that takes the rows, "" where the class itself says what is wrong with them.
+    since a template was cut off before them or padding put there; else they begin with its first. `stop`: from the last
+    such token on they are cut off too. `blanks`: texts whose tokens have the template in common and nothing else.
+    `width`: the path of the linear layer that takes the rows, "" where the class itself says what is wrong with them.
     """
 
     all_of: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...] = ()
     at_end: bool = False
+    stop: int | None = None
+    blanks: tuple[str, ...] = ("",)
     most: int = LONG
     width: str = "txt_in"
 
@@ -52,6 +55,8 @@ class Joint(NamedTuple):
 
 
 QWEN, GEMMA = "qwen3_4b", "gemma2_2b"
+MARKS = (".", ",")  # where an empty text has no template around it, or is no empty one
+END_OF_TURN = 151645  # Qwen's <|im_end|>
 T5_ROWS = (("t5xxl",),)
 DOUBLE = {"joint": "double_blocks"}  # of Flux: the blocks after these, with one stream for both, were not studied
 CHROMA = Joint("chroma", Layout(DOUBLE), Encoders(("t5xxl",), T5_ROWS))
@@ -126,6 +131,16 @@ JOINT: dict[str, Joint] = {  # by the class of ComfyUI's BaseModel
         Layout({"joint": "layers"}, patch=1),  # its latents hold patches of 2 x 2 as channels
         Encoders(("qwen3vl_8b",), width="llm_cond_proj"),
     ),
+    "Lens": Joint(
+        "lens",
+        Layout({"joint": "transformer_blocks"}, text_first=False, patch=1),
+        Encoders(("gpt_oss",), at_end=True, blanks=MARKS),
+    ),
+    "LongCatImage": Joint(
+        "longcat",
+        Layout(DOUBLE, references=True),
+        Encoders(("qwen25_7b",), at_end=True, stop=END_OF_TURN, blanks=MARKS),
+    ),
 }
 UNSAID = {"Wan22": 16, "HunyuanImage21": 32, "ChromaRadiance": 1}  # pixels a latent, where ComfyUI 0.3.64 does not say
 OTHERS = ("clip_text_pooled_proj", "img_emb")  # of relatives: NewBie has two encoders, a Wan that reads a picture
@@ -187,7 +202,7 @@ def rows_of(encoders: Encoders, tokens: Tokens, blank: Tokens, length: int) -> l
     for name in stretches(encoders, tokens):
         every = _flat(tokens[name])
         if encoders.at_end:
-            start = length - len(every)
+            start = length - _length(every, encoders.stop)
         row = [-1] * length
         for i in _own(every, _flat(blank[name])):
             if not 0 <= start + i < length:
@@ -199,6 +214,19 @@ def rows_of(encoders: Encoders, tokens: Tokens, blank: Tokens, length: int) -> l
         rows.append(row)
         start += len(every)
     return rows
+
+
+def numbered(tokens: Mapping[str, list[list[Any]]]) -> dict[str, list[list[Any]]]:
+    """Tokens (id, weight, number of the word) by encoder; those of a tokenizer that numbers none are all of one."""
+    return {name: [[(*token, 1)[:3] for token in row] for row in rows] for name, rows in tokens.items()}
+
+
+def template_of(blanks: Sequence[dict[str, list[list[Any]]]]) -> dict[str, list[list[Any]]]:
+    """What the tokens of several texts have in common at both ends; those of one text are all of it."""
+    first = blanks[0]
+    for other in blanks[1:]:
+        first = {name: [_common(*(_words(_flat(tokens[name])) for tokens in (first, other)))] for name in first}
+    return first
 
 
 def rows_needed(encoders: Encoders, tokens: Tokens) -> int:
@@ -213,10 +241,31 @@ def _flat(rows: Sequence[Sequence[Sequence[Any]]]) -> list[Sequence[Any]]:
 def _own(tokens: Sequence[Sequence[Any]], blank: Sequence[Sequence[Any]]) -> list[int]:
     """Which of a text's tokens are its words: those of no word (start, end, padding) and of the template are not."""
     words = [i for i, token in enumerate(tokens) if token[2]]
-    ids, template = [tokens[i][0] for i in words], [token[0] for token in blank if token[2]]
-    head = _shared(ids, template)
-    tail = _shared(ids[head:][::-1], template[head:][::-1])
+    head, tail = _ends([tokens[i][0] for i in words], [token[0] for token in _words(blank)])
     return words[head : len(words) - tail]
+
+
+def _words(tokens: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
+    return [token for token in tokens if token[2]]
+
+
+def _common(tokens: Sequence[Sequence[Any]], others: Sequence[Sequence[Any]]) -> list[Any]:
+    """Those of `tokens` that begin and end `others` too."""
+    head, tail = _ends([token[0] for token in tokens], [token[0] for token in others])
+    return [*tokens[:head], *tokens[len(tokens) - tail :]]
+
+
+def _ends(left: Sequence[Any], right: Sequence[Any]) -> tuple[int, int]:
+    """How many values both begin with, and how many of the rest both end with."""
+    head = _shared(left, right)
+    return head, _shared(left[head:][::-1], right[head:][::-1])
+
+
+def _length(tokens: Sequence[Sequence[Any]], stop: int | None) -> int:
+    """How many tokens stand before the last `stop`; all where there is none."""
+    ids = [token[0] for token in tokens]
+    places = [i for i, token in enumerate(ids) if stop is not None and _same(token, stop)]
+    return places[-1] if places else len(ids)
 
 
 def _shared(left: Sequence[Any], right: Sequence[Any]) -> int:

@@ -8,7 +8,17 @@ from typing import Any
 import pytest
 
 from ldznet.errors import HostError
-from ldznet.hosts.joint import JOINT, Encoders, joint_of, require_encoders, rows_needed, rows_of, stretches
+from ldznet.hosts.joint import (
+    JOINT,
+    Encoders,
+    joint_of,
+    numbered,
+    require_encoders,
+    rows_needed,
+    rows_of,
+    stretches,
+    template_of,
+)
 
 WORDS = [11, 12, 13]
 
@@ -31,6 +41,31 @@ def test_a_template_is_what_an_empty_text_has_too() -> None:
     cut = Encoders(("qwen",), at_end=True)
     assert rows_of(cut, tokens, blank, 5) == [[*WORDS, -1, -1]]  # the head was cut off, as Qwen-Image's is
     assert rows_of(cut, tokens, blank, 9) == [[-1, -1, -1, -1, *WORDS, -1, -1]]  # padding in front, as Flux.2's
+
+
+def test_a_template_without_an_empty_text_is_what_two_marks_have_in_common() -> None:
+    head, tail = [90, 91], [92, 93]
+    marks = [{"qwen": [row(([*head, mark, *tail], 1))]} for mark in (1, 2)]
+    assert template_of(marks) == {"qwen": [row(([*head, *tail], 1))]}
+    assert template_of(marks[:1]) == marks[0]
+    tokens = {"qwen": [row(([*head, 1, *WORDS, *tail], 1))]}  # a text that begins with one of the marks
+    cut = Encoders(("qwen",), at_end=True)
+    assert rows_of(cut, tokens, template_of(marks), 6) == [[1, *WORDS, -1, -1]]
+
+
+def test_rows_end_before_the_last_stop() -> None:
+    stop = 93
+    tokens = {"qwen": [row(([90, stop, 91, *WORDS], 1), ([0, 0], 0), ([stop, 92], 1))]}
+    blank = {"qwen": [row(([90, stop, 91], 1), ([stop, 92], 1))]}
+    cut = Encoders(("qwen",), at_end=True, stop=stop)
+    assert rows_of(cut, tokens, blank, 5) == [[*WORDS, -1, -1]]  # as LongCat-Image's, padding included
+    whole = {"qwen": [row((WORDS, 1))]}
+    assert rows_of(cut, whole, {"qwen": [[]]}, 3) == [WORDS]
+
+
+def test_tokens_without_numbers_are_of_one_word() -> None:
+    tokens = {"qwen": [[(90, 1.0), (11, 0.5), (0, 1.0, 0)]], "l": [[]]}
+    assert numbered(tokens) == {"qwen": [[(90, 1.0, 1), (11, 0.5, 1), (0, 1.0, 0)]], "l": [[]]}
 
 
 def test_sd3_has_a_word_in_clip_s_rows_and_in_t5_s() -> None:

@@ -23,11 +23,18 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 import families  # noqa: E402
 
 SIZE = (12, 20)  # of the latents, not square; in patches of two
-SIDES = {"flux2": 1, "hunyuan_image": 1, "chroma_radiance": 16, "ideogram4": 1}  # of a patch, where it is not 2
+SIDES = {
+    "flux2": 1,
+    "hunyuan_image": 1,
+    "chroma_radiance": 16,
+    "ideogram4": 1,
+    "lens": 1,
+}  # of a patch, where it is not 2
 CROSS = ("anima", "cosmos_predict2", "wan2.1", "wan2.2")  # true cross-attention, to 512 rows
 INNER = {**dict.fromkeys(CROSS, "cross_attn"), **dict.fromkeys(("kandinsky5", "kandinsky5_image"), "cross_attention")}
 FRAMES = ("qwen", "krea2", *CROSS, "kandinsky5")  # whose latents have a dimension for frames
 PROMPT = "a photo of a red dog and the green grass"
+BRACKETS = "a dog (brown) and grass"
 WORDS = {"dog": "dog", "grass": "grass"}
 
 
@@ -105,7 +112,7 @@ class Case:
         self.network = self.model.model.diffusion_model
         self.blocks = list(getattr(self.network, next(iter(self.host.layout.stages.values()))))
         self.inner = INNER.get(name, "")
-        self.picture_first = name == "hidream" or (
+        self.picture_first = name in ("hidream", "lens") or (
             name == "hunyuan_image" and not hasattr(comfy.supported_models, "Flux2")
         )
         self.side = SIDES.get(name, 2)
@@ -186,6 +193,10 @@ def maps(case: Case) -> dict[str, Any]:
         wrong["the other order"] = explicit(call, *swapped)
         if case.name == "aura":
             wrong["registers forgotten"] = explicit(call, slice(0, rows), slice(rows, rows + case.pixels))
+        if case.name == "longcat":  # 512 rows, most of which are padding
+            written, (q, k, mask) = len(PROMPT.split()), call
+            shown = explicit((q, torch.cat([k[:, :, :written], k[:, :, rows:]], 2), mask), slice(0, written), picture)
+            wrong["caption padding left out"] = torch.nn.functional.pad(shown, (0, rows - written))
         if text.stop < picture.start:
             wrong["caption padding counted"] = explicit(call, slice(0, picture.start), picture)
             shifted = slice(text.stop, text.stop + case.pixels)
@@ -276,6 +287,7 @@ def places(case: Case) -> dict[str, Any]:
 def words(case: Case) -> dict[str, Any]:
     """The rows of the words of PROMPT, against the rows of the encoders' outputs that change most with the word."""
     from ldznet.attention.prompts import prompts_of, spoken_in
+    from ldznet.errors import HostError
     from ldznet.hosts.comfyui import typed
 
     texts = case.host.texts
@@ -286,6 +298,12 @@ def words(case: Case) -> dict[str, Any]:
     found = dict(zip(prompt.phrases, map(list, prompt.phrase_tokens), strict=True))
     (made,) = prompts_of(["the dog", "a green tree"], config_of(case), texts)
     result: dict[str, Any] = {"found": found, "same": again == prompt, "made": [len(t) for t in made.phrase_tokens]}
+    (ids, *_), literal = texts.rows(BRACKETS), texts.spellings[0].ids(BRACKETS)
+    result["brackets"] = [i for i in ids if i >= 0] == literal
+    try:
+        prompts_of(['a sign that says "go on" and more'], config_of(case), texts)
+    except HostError as error:
+        result["quoted"] = str(error)
     before, changes = network_text(case, PROMPT), {}
     for word in WORDS:
         after = network_text(case, PROMPT.replace(word, "cat"))
@@ -542,7 +560,7 @@ def measured(name: str) -> dict[str, Any]:
     """All figures of a family."""
     case = Case(name)
     found = {"maps": maps(case), "places": places(case), "words": words(case)}
-    if name in ("flux", "flux2", "qwen"):
+    if name in ("flux", "flux2", "qwen", "longcat"):
         found["references"] = references(case)
     if name in ("flux", "chroma"):
         found["concepts"] = concepts(case)

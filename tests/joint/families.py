@@ -264,6 +264,18 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {  # the class in comfy.suppor
     ),
     "kandinsky5": ("Kandinsky5", {**KANDINSKY, "visual_embed_dim": 132}),
     "kandinsky5_image": ("Kandinsky5Image", {**KANDINSKY, "visual_embed_dim": 64}),
+    "lens": (
+        "Lens",
+        {
+            "num_layers": 3,
+            "attention_head_dim": 32,
+            "num_attention_heads": 2,
+            "enc_hidden_dim": 32,
+            "axes_dims_rope": (8, 12, 12),
+            "selected_layer_index": (0, 1),
+        },
+    ),
+    "longcat": ("LongCatImage", {**FLUX, "vec_in_dim": None, "guidance_embed": False, "txt_ids_dims": [1, 2]}),
     "ideogram4": (
         "Ideogram4",
         {
@@ -344,6 +356,7 @@ LLAMA = {
     "num_key_value_heads": 1,
 }
 SMALL_CLIP = {"num_hidden_layers": 3, "intermediate_size": 32, "num_attention_heads": 2}
+WORDS = "a photo of the red dog and cat green grass tree photograph other object background ground building wall sky"
 T5 = {"d_ff": 32, "d_kv": 8, "num_heads": 2, "num_layers": 1}
 
 
@@ -408,6 +421,17 @@ def clip(name: str) -> Any:
             kandinsky5.te(),
         )
         options |= {"clip_l_model_config": SMALL_CLIP, **llama("qwen25_7b", 2)}
+    elif name == "longcat":
+        from comfy.text_encoders import longcat_image
+
+        kinds = (longcat_image.LongCatImageTokenizer, longcat_image.te())
+        options |= llama("qwen25_7b", 1)
+    elif name == "lens":
+        from comfy.text_encoders import gpt_oss
+
+        kinds = (gpt_oss.LensTokenizer, with_weights(gpt_oss.lens_te()))
+        tokenizer, sizes = harmony_tokens(gpt_oss._lens_render_chat)
+        options |= sizes
     elif name == "ideogram4":
         from comfy.text_encoders import ideogram4
 
@@ -446,6 +470,48 @@ def clip(name: str) -> Any:
     return found
 
 
+def with_weights(kind: Any) -> Any:
+    """An encoder whose layers, which otherwise get their weights from a checkpoint alone, have some."""
+
+    class Encoder(kind):  # type: ignore[misc]
+        def __init__(self, **named: Any) -> None:
+            super().__init__(**named)
+            for module in self.modules():
+                shape = getattr(module, "_orig_shape", None) or (
+                    getattr(module, "out_features", 0),
+                    getattr(module, "in_features", 0),
+                )
+                if all(shape) and getattr(module, "weight", None) is None:
+                    module.weight = torch.nn.Parameter(torch.empty(shape), requires_grad=False)
+
+    return Encoder
+
+
+def harmony_tokens(render: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A byte-level tokenizer, as a checkpoint of GPT-OSS has it, and the sizes of an encoder for it: few experts, and
+    as many rows cut off as stand before a prompt in what `render` makes of it."""
+    import tokenizers
+
+    marks = ["<|start|>", "<|message|>", "<|end|>", "<|channel|>"]
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=1000, special_tokens=marks, initial_alphabet=alphabet, show_progress=False
+    )
+    made.train_from_iterator([render(WORDS)] * 2, trainer)
+    before = render(WORDS).partition(WORDS)[0]
+    sizes = {
+        **{"vocab_size": 1000, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 16},
+        **{"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 3, "num_experts_per_tok": 2},
+    }
+    offset = len(made.encode(before).ids)
+    return (
+        {"tokenizer_json": torch.frombuffer(bytearray(made.to_str().encode()), dtype=torch.uint8)},
+        {"gpt_oss_config": sizes, "selected_layers": (0, 1), "txt_offset": offset},
+    )
+
+
 def qwen_for_llama(kind: Any) -> Any:
     """A tokenizer such as HiDream's, with Qwen's words in place of Llama's, after Llama's start."""
     from comfy.text_encoders import qwen_image
@@ -469,10 +535,8 @@ def spiece_model(add_dummy_prefix: bool) -> dict[str, Any]:
 
     import sentencepiece
 
-    words = (
-        "a photo of the red dog and cat green grass tree photograph other object background ground building wall sky"
-    )
-    sentences = [" ".join(words.split()[i:] + words.split()[:i]) for i in range(len(words.split()))] * 5
+    words = WORDS.split()
+    sentences = [" ".join(words[i:] + words[:i]) for i in range(len(words))] * 5
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sentences),

@@ -37,6 +37,8 @@ TITLES = {
     "kandinsky5": "Kandinsky 5",
     "kandinsky5_image": "Kandinsky 5",
     "ideogram4": "Ideogram 4",
+    "lens": "Lens",
+    "longcat": "LongCat-Image",
 }
 CASES = (*TITLES, "sd3+t5")
 JOINT = {"another block", "softmax over the text alone", "the other order", "rotary left out"}
@@ -44,11 +46,12 @@ WRONG = {  # by family, the variants that must fail, where they are not JOINT
     "sd3": JOINT - {"rotary left out"},
     "sd3+t5": JOINT - {"rotary left out"},
     "zimage": JOINT | {"caption padding counted", "caption padding forgotten", "picture padding kept"},
+    "longcat": JOINT | {"caption padding left out"},
     "aura": JOINT - {"rotary left out"} | {"registers forgotten"},
     **{name: {"another block"} for name in ("anima", "cosmos_predict2", "wan2.1", "wan2.2")},  # true cross-attention
     **{name: {"another block", "softmax over the words alone"} for name in ("kandinsky5", "kandinsky5_image")},  # too
 }
-BEFORE_THE_TEXT = {  # rows: a template, or a start; Qwen-Image, Krea 2, Hunyuan Image and Kandinsky 5 cut theirs off
+BEFORE_THE_TEXT = {  # rows: a template, or a start; families that are not here have none, or cut theirs off
     "flux2": 3,
     "zimage": 3,
     "lumina2": 1,
@@ -114,6 +117,8 @@ def test_words_are_the_rows_that_change_with_them(case: tuple[str, dict[str, Any
     words = found["words"]
     assert words["found"] == words["changed"]
     assert words["same"]
+    assert words["brackets"]
+    assert ("quotation marks" in words.get("quoted", "")) == (name == "longcat")  # spells what is quoted
     times = {"sd3+t5": 2, "hidream": 3}.get(name, 1)
     assert words["made"] == [times, 2 * times]
     shifted = {word: [row - NAIVE[word] for row in rows] for word, rows in words["found"].items()}
@@ -122,7 +127,7 @@ def test_words_are_the_rows_that_change_with_them(case: tuple[str, dict[str, Any
 
 
 def test_reference_pictures_are_cut_off(figures: dict[str, Any]) -> None:
-    for name in ("flux", "flux2", "qwen"):
+    for name in ("flux", "flux2", "qwen", "longcat"):
         if lacking(name):
             continue
         found = figures[name]["references"]
@@ -168,7 +173,7 @@ def test_captured_words_need_no_pass_and_others_take_one(case: tuple[str, dict[s
     name, found = case
     sampling = found["sampling"]
     assert sampling["notes"] == ['read from the sampling itself: "dog", "grass"']
-    cell = {"flux2": 16, "wan2.2": 16, "hunyuan_image": 32, "ideogram4": 16}.get(name, 8)
+    cell = {"flux2": 16, "wan2.2": 16, "hunyuan_image": 32, "ideogram4": 16, "lens": 16}.get(name, 8)
     assert sampling["captured"] == [3, 2, 12 * cell, 20 * cell]
     assert sampling["finite"]
     assert sampling["differ"] > 0.1
@@ -187,7 +192,7 @@ def test_timesteps_go_through_the_model_s_own_schedule(case: tuple[str, dict[str
     at = 260 if case[0].startswith("sd3") else 500
     shifts = {"flux": 0.7595, "flux2": 0.8829, "zimage": 0.75, "lumina2": 0.8571, "qwen": 0.7595}
     shifts |= {"wan2.1": 0.8889, "wan2.2": 0.8889, "aura": 0.6337, "hunyuan_image": 0.8333, "omnigen2": 0.7222}
-    shifts |= {"kandinsky5": 0.9091, "kandinsky5_image": 0.75, "ideogram4": 0.5}
+    shifts |= {"kandinsky5": 0.9091, "kandinsky5_image": 0.75, "ideogram4": 0.5, "lens": 0.8616, "longcat": 0.7595}
     assert sampling["step"] == pytest.approx(at, abs=1.5)
     if case[0] in shifts:
         assert sampling["noise"] == pytest.approx(shifts[case[0]], abs=1e-3)
