@@ -55,7 +55,7 @@ class Joint(NamedTuple):
 
 
 QWEN, GEMMA = "qwen3_4b", "gemma2_2b"
-MARKS = (".", ",")  # where an empty text has no template around it, or is no empty one
+MARKS = (".", ",")  # where an empty text has no template around it
 END_OF_TURN = 151645  # Qwen's <|im_end|>
 T5_ROWS = (("t5xxl",),)
 DOUBLE = {"joint": "double_blocks"}  # of Flux: the blocks after these, with one stream for both, were not studied
@@ -139,7 +139,7 @@ JOINT: dict[str, Joint] = {  # by the class of ComfyUI's BaseModel
     "LongCatImage": Joint(
         "longcat",
         Layout(DOUBLE, references=True),
-        Encoders(("qwen25_7b",), at_end=True, stop=END_OF_TURN, blanks=MARKS),
+        Encoders(("qwen25_7b",), at_end=True, stop=END_OF_TURN),
     ),
 }
 UNSAID = {"Wan22": 16, "HunyuanImage21": 32, "ChromaRadiance": 1}  # pixels a latent, where ComfyUI 0.3.64 does not say
