@@ -11,6 +11,7 @@ import re
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -25,15 +26,16 @@ LDM_NAME = re.compile(r"(?:^|\.)(?:(input|output)_blocks\.(\d+)|(middle)_block)\
 DIFFUSERS_NAME = re.compile(r"(?:^|\.)(?:(down|up)_blocks\.(\d+)\.attentions\.(\d+)|(mid)_block\.attentions\.0)$")
 
 
-_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+_locks: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()
 _making_locks = threading.Lock()
 
 
 @contextlib.contextmanager
-def exclusively(module: nn.Module) -> Iterator[None]:
+def exclusively(module: nn.Module | ModuleType) -> Iterator[None]:
     """Waits until no other thread reads or changes `module` by this context; the same thread may enter it again.
 
-    Whatever hangs hooks into a host's module, or sets its flags for a pass, does so inside.
+    Whatever hangs hooks into a host's module, or sets its flags for a pass, does so inside; whatever stands in for a
+    function of a Python module, too.
     """
     with _making_locks:
         lock = _locks.setdefault(module, threading.RLock())

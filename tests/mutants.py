@@ -50,6 +50,7 @@ MASKED, DISC = "nodes/test_mask_nodes.py", "test_masks.py"
 REGIONS, PUBLISHED = "data/test_regions.py", "data/test_published.py"
 FAST = "test_convolving.py"
 SHOWN, WIRED, ASKED = "webui/test_showing.py", "webui/test_script.py", "webui/test_settings.py"
+NAMED = "attention/test_joint_named.py"
 TRANSFORMERS = "hosts/test_hf_diffusers_joint.py"
 DELTA, TIERS = "models/test_delta.py", "train/test_tiers.py"
 MUTANTS = [
@@ -441,6 +442,15 @@ MUTANTS = [
         "max(1, count * (count - 1))",
         "max(1, count * count)",
         "attention/test_by_hand.py attention/test_maps.py attention/test_head.py",
+    ),
+    Mutant("ldznet/attention/joint_named.py", "if getattr(code, name, None) is seen:", "if False:", NAMED),
+    Mutant("ldznet/attention/joint_named.py", "is seen:", "is not None:", NAMED),
+    Mutant("ldznet/attention/joint_named.py", "with exclusively(code):", "if True:", NAMED),
+    Mutant(
+        "ldznet/attention/joint_named.py",
+        "not self.running or threading.get_ident() != self.thread",
+        "not self.running",
+        NAMED,
     ),
     Mutant("ldznet/attention/concepts.py", "(concepts, picture)\n", "(picture,)\n", CONCEPTS),
     Mutant("ldznet/attention/concepts.py", "_flat(output[..., rows, :])", "_flat(parts[0][..., rows, :])", CONCEPTS),

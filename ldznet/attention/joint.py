@@ -43,7 +43,8 @@ class Layout:
     `registers`: the parameter whose rows stand before the text. `glyphs`: what the network is given further rows by
     that stand after the text. `twice`: what it is given b layers n c by, whose n rows are text too and stand twice
     after the others. `references`: whether reference pictures may follow the picture; elsewhere a pass with
-    them is not read.
+    them is not read. `function`: the name by which the blocks' own code calls its attention, where it hands no options
+    on (`attention.joint_named`).
     """
 
     stages: Mapping[str, str]
@@ -55,6 +56,7 @@ class Layout:
     glyphs: str = ""
     twice: str = ""
     references: bool = False
+    function: str = ""
 
     def modules(self, network: Any) -> dict[str, nn.Module]:
         """By block name, the modules whose attention is read, in the order in which they run."""

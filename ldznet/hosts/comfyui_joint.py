@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..attention.joint import reading_joint
+from ..attention.joint_named import NamedReader
 from ..attention.prompts import Rows, Spelling, Texts
 from ..attention.reading import Attention
 from ..contracts import FAMILIES, Conditioning, TapSpec
@@ -110,7 +111,8 @@ class JointHost(ComfyHost):
 
     def reading_attention(self, network: Any, *args: Any, **named: Any) -> AbstractContextManager[Attention]:
         """As `attention.reading.reading_attention`, of this network."""
-        return reading_joint(self.layout, network, *args, **named)
+        reader = NamedReader if self.layout.function else None
+        return reading_joint(self.layout, network, *args, **{**named, "reader": reader})
 
     def step_of(self, sigmas: Tensor) -> list[float]:
         """The timesteps 0..1000 at which the model's schedule has these sigmas."""

@@ -3,7 +3,7 @@
 Each line was read from the class that it names: `comfy/ldm/modules/diffusionmodules/mmdit.py` (SD 3), `ldm/flux`,
 `ldm/chroma` and `ldm/chroma_radiance`, `ldm/qwen_image`, `ldm/lumina` (Lumina 2 and Z-Image), `ldm/krea2`, `ldm/anima`
 with `ldm/cosmos`, `ldm/wan`, `ldm/aura`, `ldm/hunyuan_video` (Hunyuan Image), `ldm/omnigen`, `ldm/kandinsky5`,
-`ldm/ideogram4`, `ldm/lens`, and the encoders in
+`ldm/ideogram4`, `ldm/lens`, `ldm/pixart`, and the encoders in
 `comfy/text_encoders`. Which blocks are read at which timestep is in `attention.config.STUDIED`. Imports
 attention, errors and shapes; `comfyui_joint` imports it.
 """
@@ -58,6 +58,7 @@ QWEN, GEMMA = "qwen3_4b", "gemma2_2b"
 MARKS = (".", ",")  # where an empty text has no template around it
 END_OF_TURN = 151645  # Qwen's <|im_end|>
 T5_ROWS = (("t5xxl",),)
+KERNEL = "optimized_attention"  # what code that hands no options on calls
 DOUBLE = {"joint": "double_blocks"}  # of Flux: the blocks after these, with one stream for both, were not studied
 CHROMA = Joint("chroma", Layout(DOUBLE), Encoders(("t5xxl",), T5_ROWS))
 KANDINSKY = Joint(
@@ -140,6 +141,11 @@ JOINT: dict[str, Joint] = {  # by the class of ComfyUI's BaseModel
         "longcat",
         Layout(DOUBLE, references=True),
         Encoders(("qwen25_7b",), at_end=True, stop=END_OF_TURN),
+    ),
+    "PixArt": Joint(
+        "pixart",
+        Layout({"joint": "blocks"}, inner="cross_attn", function=KERNEL),
+        Encoders(("t5xxl",), T5_ROWS, width="y_embedder.y_proj.fc1"),
     ),
 }
 UNSAID = {"Wan22": 16, "HunyuanImage21": 32, "ChromaRadiance": 1}  # pixels a latent, where ComfyUI 0.3.64 does not say

@@ -101,6 +101,15 @@ KANDINSKY = {
     "num_visual_blocks": 3,
     "axes_dims": (8, 12, 12),
 }
+PIXART = {
+    "patch_size": 2,
+    "in_channels": 4,
+    "hidden_size": 96,
+    "depth": 3,
+    "num_heads": 2,
+    "mlp_ratio": 2.0,
+    "caption_channels": 32,
+}
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {  # the class in comfy.supported_models, and its sizes
     "sd3": (
         "SD3",
@@ -304,6 +313,8 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {  # the class in comfy.suppor
             "llama_layers": [0, 1, 2, 2],
         },
     ),
+    "pixart_alpha": ("PixArtAlpha", {**PIXART, "micro_condition": True}),
+    "pixart_sigma": ("PixArtSigma", {**PIXART, "micro_condition": False, "pe_interpolation": 2}),
 }
 
 
@@ -344,6 +355,7 @@ def randomise(module: torch.nn.Module, seed: int) -> None:
                 continue
             values = torch.randn(part.shape, generator=generator, dtype=torch.float32)
             scale = 0.2 if part.ndim < 2 else (3.0 / part.shape[-1]) ** 0.5
+            scale *= 0.01 if name.endswith("q_linear.weight") else 1.0  # PixArt's queries are of rows without a norm
             is_norm = "norm" in name and part.ndim == 1
             mixes = name.endswith("SelfAttention.o.weight") or ("llm_adapter" in name and "o_proj" in name)
             part.copy_(0 * values if mixes else values * scale + (1.0 if is_norm else 0.0))
@@ -388,7 +400,7 @@ def clip(name: str) -> Any:
     elif name == "flux2":
         kinds = (flux.KleinTokenizer, flux.klein_te())
         options |= llama("qwen3_4b", 28)
-    elif name in ("chroma", "chroma_radiance"):
+    elif name in ("chroma", "chroma_radiance", "pixart_alpha", "pixart_sigma"):
         kinds = (pixart_t5.PixArtTokenizer, pixart_t5.pixart_te())
         options |= small_t5
     elif name == "cosmos_predict2":

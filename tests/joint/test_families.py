@@ -39,6 +39,8 @@ TITLES = {
     "ideogram4": "Ideogram 4",
     "lens": "Lens",
     "longcat": "LongCat-Image",
+    "pixart_alpha": "PixArt",
+    "pixart_sigma": "PixArt",
 }
 CASES = (*TITLES, "sd3+t5")
 JOINT = {"another block", "softmax over the text alone", "the other order", "rotary left out"}
@@ -50,6 +52,7 @@ WRONG = {  # by family, the variants that must fail, where they are not JOINT
     "aura": JOINT - {"rotary left out"} | {"registers forgotten"},
     **{name: {"another block"} for name in ("anima", "cosmos_predict2", "wan2.1", "wan2.2")},  # true cross-attention
     **{name: {"another block", "softmax over the words alone"} for name in ("kandinsky5", "kandinsky5_image")},  # too
+    **{name: {"another block", "softmax over the words alone"} for name in ("pixart_alpha", "pixart_sigma")},
 }
 BEFORE_THE_TEXT = {  # rows: a template, or a start; families that are not here have none, or cut theirs off
     "flux2": 3,
@@ -156,8 +159,9 @@ def test_the_sampler_s_picture_stays_the_same_to_the_bit(case: tuple[str, dict[s
     assert sampling["bit_equal"] == [True, True]
     assert sampling["others"]["before"] > 0
     assert (sampling["others"]["inside"] > 0) == (
-        not name.startswith(("sd3", "omnigen2"))
+        not name.startswith(("sd3", "omnigen2", "pixart"))
     )  # which have no such wrapper
+    assert sampling["name left"]
     assert sampling["steps"] == 3
 
 
@@ -174,7 +178,8 @@ def test_captured_words_need_no_pass_and_others_take_one(case: tuple[str, dict[s
     sampling = found["sampling"]
     assert sampling["notes"] == ['read from the sampling itself: "dog", "grass"']
     cell = {"flux2": 16, "wan2.2": 16, "hunyuan_image": 32, "ideogram4": 16, "lens": 16}.get(name, 8)
-    assert sampling["captured"] == [3, 2, 12 * cell, 20 * cell]
+    height, width = (28, 40) if name.startswith("pixart") else (12, 20)
+    assert sampling["captured"] == [3, 2, height * cell, width * cell]
     assert sampling["finite"]
     assert sampling["differ"] > 0.1
 
@@ -189,10 +194,11 @@ def test_the_report_names_the_family_and_whether_constants_are_published(case: t
 
 def test_timesteps_go_through_the_model_s_own_schedule(case: tuple[str, dict[str, Any]]) -> None:
     sampling = case[1]["sampling"]
-    at = 260 if case[0].startswith("sd3") else 500
+    at = 260 if case[0].startswith(("sd3", "pixart")) else 500
     shifts = {"flux": 0.7595, "flux2": 0.8829, "zimage": 0.75, "lumina2": 0.8571, "qwen": 0.7595}
     shifts |= {"wan2.1": 0.8889, "wan2.2": 0.8889, "aura": 0.6337, "hunyuan_image": 0.8333, "omnigen2": 0.7222}
     shifts |= {"kandinsky5": 0.9091, "kandinsky5_image": 0.75, "ideogram4": 0.5, "lens": 0.8616, "longcat": 0.7595}
+    shifts |= {"pixart_alpha": 1.0048, "pixart_sigma": 1.0048}  # about as strong as the picture
     assert sampling["step"] == pytest.approx(at, abs=1.5)
     if case[0] in shifts:
         assert sampling["noise"] == pytest.approx(shifts[case[0]], abs=1e-3)
