@@ -3,9 +3,8 @@
 Each line was read from the class that it names: `comfy/ldm/modules/diffusionmodules/mmdit.py` (SD 3), `ldm/flux`,
 `ldm/chroma` and `ldm/chroma_radiance`, `ldm/qwen_image`, `ldm/lumina` (Lumina 2 and Z-Image), `ldm/krea2`, `ldm/anima`
 with `ldm/cosmos`, `ldm/wan`, `ldm/aura`, `ldm/hunyuan_video` (Hunyuan Image), `ldm/omnigen`, `ldm/kandinsky5`,
-`ldm/ideogram4`, `ldm/lens`, `ldm/pixart`, and the encoders in
-`comfy/text_encoders`. Which blocks are read at which timestep is in `attention.config.STUDIED`. Imports
-attention, errors and shapes; `comfyui_joint` imports it.
+`ldm/ideogram4`, `ldm/lens`, `ldm/pixart`, and the encoders in `comfy/text_encoders`. Which blocks are read at which
+timestep is in `attention.config.STUDIED`. Imports attention, errors and shapes; `comfyui_joint` imports it.
 """
 
 from __future__ import annotations
