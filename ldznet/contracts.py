@@ -95,6 +95,8 @@ FAMILIES: dict[str, Family] = {  # by `Host.family`; the constants of each for t
     "lens": Family("Lens", 0),
     "longcat": Family("LongCat-Image", 0),
     "pixart": Family("PixArt", 0),
+    "hydit": Family("HunyuanDiT", 0),
+    "ernie": Family("ERNIE-Image", 0),
 }
 PUBLISHED_WIDTHS: dict[int, str] = {  # titles by context width; the tiny world's may be any toy's
     **{family.context_dim: family.title for name, family in FAMILIES.items() if family.context_dim and name != "tiny"},

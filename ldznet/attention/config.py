@@ -135,6 +135,7 @@ STUDIED = {
     "flux2": Studied((5, 6, 7), 8, HALF, CONCEPTS),
     "chroma": Studied((15, 16, 17, 18), 19, HALF, "a guess: those of Flux.1, which this model was made from"),
     "pixart": Studied(tuple(range(9, 19)), 28, 260, GUESS),  # where noise is as strong as at half of a flow; ours
+    "hydit": Studied(tuple(range(13, 27)), 40, 300, GUESS),  # the same of its two schedules: 317 of 1.2, 275 before
 }
 BY_CONCEPTS: dict[str, Any] = {"concepts": True, "per_pixel": False}  # the softmax is over concepts already
 WITH_CONCEPTS = ("flux", "chroma")  # whose rows of text have no place of their own, so that further ones change nothing

@@ -156,7 +156,7 @@ def rescaled(conditioning: Conditioning, prompt: Prompt, factor: float, batch: i
     if factor != 1:  # else rows of the text may be others than those of the context, as HiDream's are
         context[:, sorted({token for tokens in prompt.phrase_tokens for token in tokens})] *= factor
     extras = {
-        name: extra.expand(batch, *extra.shape[1:]) if extra.ndim > 1 and len(extra) == 1 else extra
+        name: extra.repeat(batch, *[1] * (extra.ndim - 1)) if extra.ndim > 1 and len(extra) == 1 else extra
         for name, extra in conditioning.extras.items()
     }
     return dataclasses.replace(conditioning, context=context, extras=extras)

@@ -3,8 +3,9 @@
 Each line was read from the class that it names: `comfy/ldm/modules/diffusionmodules/mmdit.py` (SD 3), `ldm/flux`,
 `ldm/chroma` and `ldm/chroma_radiance`, `ldm/qwen_image`, `ldm/lumina` (Lumina 2 and Z-Image), `ldm/krea2`, `ldm/anima`
 with `ldm/cosmos`, `ldm/wan`, `ldm/aura`, `ldm/hunyuan_video` (Hunyuan Image), `ldm/omnigen`, `ldm/kandinsky5`,
-`ldm/ideogram4`, `ldm/lens`, `ldm/pixart`, and the encoders in `comfy/text_encoders`. Which blocks are read at which
-timestep is in `attention.config.STUDIED`. Imports attention, errors and shapes; `comfyui_joint` imports it.
+`ldm/ideogram4`, `ldm/lens`, `ldm/pixart`, `ldm/hydit` (HunyuanDiT), `ldm/ernie`, and the encoders in
+`comfy/text_encoders`. Which blocks are read at which timestep is in `attention.config.STUDIED`. Imports attention,
+errors and shapes; `comfyui_joint` imports it.
 """
 
 from __future__ import annotations
@@ -145,6 +146,21 @@ JOINT: dict[str, Joint] = {  # by the class of ComfyUI's BaseModel
         "pixart",
         Layout({"joint": "blocks"}, inner="cross_attn", function=KERNEL),
         Encoders(("t5xxl",), T5_ROWS, width="y_embedder.y_proj.fc1"),
+    ),
+    "HunyuanDiT": Joint(
+        "hydit",
+        Layout({"joint": "blocks"}, inner="attn2", function=KERNEL),
+        Encoders(
+            ("hydit_clip mt5xl",),
+            (("hydit_clip",), ("mt5xl",)),
+            most=MOST_TOKENS,
+            width="blocks.0.attn2.kv_proj",
+        ),
+    ),
+    "ErnieImage": Joint(
+        "ernie",
+        Layout({"joint": "layers"}, text_first=False, function=KERNEL),
+        Encoders(("ministral3_3b",), width="text_proj"),
     ),
 }
 UNSAID = {"Wan22": 16, "HunyuanImage21": 32, "ChromaRadiance": 1}  # pixels a latent, where ComfyUI 0.3.64 does not say

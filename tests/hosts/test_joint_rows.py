@@ -90,6 +90,16 @@ def test_hidream_has_a_word_in_t5_s_rows_and_twice_in_llama_s() -> None:
     assert rows_of(encoders, tokens, blank, 10) == [[*WORDS, *none[3:]], first, second]
 
 
+def test_hunyuandit_has_a_word_in_bert_s_rows_and_in_mt5_s() -> None:
+    encoders = JOINT["HunyuanDiT"].encoders
+    tokens = {"hydit_clip": [row(([101], 0), ([5, 6], 1), ([102, 0], 0))], "mt5xl": [row((WORDS, 1), ([1, 0], 0))]}
+    blank = {"hydit_clip": [row(([101, 102, 0, 0, 0], 0))], "mt5xl": [row(([1, 0, 0, 0, 0], 0))]}
+    assert rows_needed(encoders, tokens) == 10
+    assert rows_of(encoders, tokens, blank, 10) == [[-1, 5, 6, *[-1] * 7], [*[-1] * 5, *WORDS, -1, -1]]
+    with pytest.raises(HostError, match=r"HunyuanDiT's text encoders \(hydit_clip mt5xl\) .* got l t5xxl"):
+        require_encoders(encoders, ["l", "t5xxl"], "HunyuanDiT")
+
+
 def test_relatives_of_a_family_are_none_of_it() -> None:
     wan = type("WAN21", (), {})()
     found = joint_of(wan, SimpleNamespace(img_emb=None))

@@ -30,13 +30,16 @@ SIDES = {
     "chroma_radiance": 16,
     "ideogram4": 1,
     "lens": 1,
+    "ernie": 1,
 }  # of a patch, where it is not 2
 CROSS = ("anima", "cosmos_predict2", "wan2.1", "wan2.2")  # true cross-attention, to 512 rows
 PIXART = ("pixart_alpha", "pixart_sigma")
 LARGER = dict.fromkeys(PIXART, (28, 40))  # latents with sides below a mean of 32 have its class divide by zero
 INNER = {**dict.fromkeys(CROSS, "cross_attn"), **dict.fromkeys(("kandinsky5", "kandinsky5_image"), "cross_attention")}
-INNER |= dict.fromkeys(PIXART, "cross_attn")
-CODE = dict.fromkeys(PIXART, "comfy.ldm.pixart.blocks")  # whose function they call by its name, and hand no options
+HYDIT = ("hydit", "hydit1")
+INNER |= {**dict.fromkeys(PIXART, "cross_attn"), **dict.fromkeys(HYDIT, "attn2")}
+CODE = {**dict.fromkeys(PIXART, "pixart.blocks"), **dict.fromkeys(HYDIT, "hydit.attn_layers"), "ernie": "ernie.model"}
+CODE = {name: f"comfy.ldm.{code}" for name, code in CODE.items()}  # whose function they call, and hand no options
 FRAMES = ("qwen", "krea2", *CROSS, "kandinsky5")  # whose latents have a dimension for frames
 PROMPT = "a photo of a red dog and the green grass"
 BRACKETS = "a dog (brown) and grass"
@@ -117,7 +120,7 @@ class Case:
         self.network = self.model.model.diffusion_model
         self.blocks = list(getattr(self.network, next(iter(self.host.layout.stages.values()))))
         self.inner = INNER.get(name, "")
-        self.picture_first = name in ("hidream", "lens") or (
+        self.picture_first = name in ("hidream", "lens", "ernie") or (
             name == "hunyuan_image" and not hasattr(comfy.supported_models, "Flux2")
         )
         self.side = SIDES.get(name, 2)
@@ -130,6 +133,7 @@ class Case:
     def spans(self, rows: int) -> tuple[slice, slice]:
         """Where text of `rows` rows and picture are: what this test says of each class."""
         if self.inner:
+            rows += 256 * (self.name in HYDIT)  # of mT5 after BERT's
             return slice(0, 512 if self.name in CROSS else rows), slice(0, self.pixels)
         if self.picture_first:
             rows += 2 * 128 * (self.name == "hidream")  # rows of T5, and twice those of Llama
@@ -210,12 +214,16 @@ def maps(case: Case) -> dict[str, Any]:
             wrong["picture padding kept"] = explicit(call, text, slice(picture.start, n))
     else:
         wrong = {"another block": wrong["another block"]}
-        if case.name not in CROSS:  # one row, of a template or T5's end, stands after the words
+        if case.name in HYDIT:
+            for text_of, keys in (("BERT's", slice(0, 77)), ("mT5's", slice(77, 333))):
+                shown = torch.nn.functional.pad(explicit(call, text, picture, keys), (keys.start, 333 - keys.stop))
+                wrong[f"softmax over {text_of} rows alone"] = shown
+        elif case.name not in CROSS:  # one row, of a template or T5's end, stands after the words
             words = explicit(call, slice(0, rows - 1), picture, slice(0, rows - 1))
             wrong["softmax over the words alone"] = torch.nn.functional.pad(words, (0, 1))
     result["wrong"] = {name: distance(ours[0], other) for name, other in wrong.items()}
     with no_rotary():
-        if not case.inner and case.family not in ("sd3", "aura"):
+        if case.name in HYDIT or (not case.inner and case.family not in ("sd3", "aura")):
             _, without = case.read(case.latents, conditioning)
             if not torch.equal(joint_call(without[0])[0], call[0]):  # ComfyUI 0.3.64 has it inside other functions
                 result["wrong"]["rotary left out"] = distance(ours[0], explicit(joint_call(without[0]), text, picture))
@@ -227,8 +235,10 @@ def no_rotary() -> Iterator[None]:
     """Rotary embeddings that leave queries and keys alone."""
     changed = []
     replacements = {"apply_rope": lambda q, k, pe: (q, k), "apply_rope1": lambda x, pe: x}
-    replacements["apply_rotary_emb"] = lambda x, pe: x  # in ComfyUI 0.3.64
-    for name, module in list(sys.modules.items()):
+    replacements["apply_rotary_emb"] = lambda x, *more, **_: (x, more[0]) if len(more) > 1 else x
+    replacements["apply_rope_split_half"] = replacements["apply_rope"]  # of ERNIE-Image
+    kernels = getattr(sys.modules.get("comfy.quant_ops"), "ck", None)
+    for name, module in [*sys.modules.items(), ("comfy.ldm.kernels", kernels)]:
         if name.startswith("comfy.ldm."):
             for function, identity in replacements.items():
                 if hasattr(module, function):
@@ -254,12 +264,12 @@ def places(case: Case) -> dict[str, Any]:
         setattr(owner, name, torch.nn.ModuleList())
     if case.inner:
         for block in case.blocks:
-            names = ("self_attn.o", "self_attn.output_proj", "self_attention.out_layer", "attn.proj")
+            names = ("self_attn.o", "self_attn.output_proj", "self_attention.out_layer", "attn.proj", "attn1.out_proj")
             next(part for name, part in block.named_modules() if name in names).weight.zero_()
     try:
         latents = case.latents[:1]
         _, before = case.read(latents, conditioning)
-        row, at = conditioning.context.shape[1] - 3, (2, 5)
+        row, at = 5 if case.name in HYDIT else conditioning.context.shape[1] - 3, (2, 5)
         changed = conditioning.context.clone()
         changed[:, row] += 5 * torch.randn(changed.shape[2], generator=torch.Generator("cpu").manual_seed(1))
         after = dataclasses.replace(conditioning, context=changed)
@@ -267,6 +277,10 @@ def places(case: Case) -> dict[str, Any]:
             weights = conditioning.extras["t5xxl_weights"].clone()
             weights[row] *= 3
             after = dataclasses.replace(conditioning, extras={**conditioning.extras, "t5xxl_weights": weights})
+        if case.name in HYDIT:
+            second = conditioning.extras["conditioning_mt5xl"].clone()
+            second[:, 6] *= -5
+            after = dataclasses.replace(after, extras={**conditioning.extras, "conditioning_mt5xl": second})
         _, text = case.read(latents, after)
         patched = latents.clone()
         patched[:, :, at[0] * case.side, at[1] * case.side] += 5
@@ -285,7 +299,8 @@ def places(case: Case) -> dict[str, Any]:
     offset += spans[0].start
     patch = spans[1].start + at[0] * case.grid[1] + at[1]
     part = 0 if case.inner else 1
-    return {"text": [changed_rows(text, 1), [row + offset]], "picture": [changed_rows(picture, part), [patch]]}
+    expected = [row + offset, *[77 + 6] * (case.name in HYDIT)]
+    return {"text": [changed_rows(text, 1), expected], "picture": [changed_rows(picture, part), [patch]]}
 
 
 def words(case: Case) -> dict[str, Any]:
@@ -318,7 +333,7 @@ def words(case: Case) -> dict[str, Any]:
 
 def parts_of(case: Case, difference: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
     """Each encoder's stretch of rows."""
-    starts = {"sd3+t5": [0, 77], "hidream": [0, 128, 256]}.get(case.name, [0])
+    starts = {"sd3+t5": [0, 77], "hidream": [0, 128, 256], **{key: [0, 77] for key in HYDIT}}.get(case.name, [0])
     return [(i, difference[i:j]) for i, j in zip(starts, [*starts[1:], None], strict=True)]
 
 
@@ -338,6 +353,9 @@ def network_text(case: Case, text: str) -> torch.Tensor:
     if case.name == "hidream":
         llama = conds["encoder_hidden_states_llama3"].cond
         return torch.cat([conds["c_crossattn"].cond, llama[:, 2], llama[:, 0]], dim=1)
+    if case.name in HYDIT:
+        words = encoded.extras["attention_mask"][:, :, None] * conds["c_crossattn"].cond
+        return torch.cat([words, conds["encoder_hidden_states_t5"].cond], dim=1)
     if case.name != "anima":
         return conds["c_crossattn"].cond
     return case.network.preprocess_text_embeds(encoded.context, encoded.extras["t5xxl_ids"][None])

@@ -1,7 +1,8 @@
 """Families of transformers, built small with random weights by ComfyUI's own classes. Run by ComfyUI's interpreter.
 
-Text encoders are ComfyUI's too, with its own tokenizers. Gemma's, UMT5's and Mistral's come inside checkpoints: Lumina
-2 and Wan have small ones here, of their kinds and trained for them, and Flux.2 is here as Klein, which has Qwen's.
+Text encoders are ComfyUI's too, with its own tokenizers. Gemma's, UMT5's, mT5's, Mistral's and others come inside
+checkpoints: families with them have small ones here, of their kinds and trained for them, but Flux.2 is here as Klein,
+which has Qwen's.
 HiDream has Qwen's for Llama's, which is of the same kind and not part of every copy of ComfyUI.
 """
 
@@ -100,6 +101,14 @@ KANDINSKY = {
     "num_text_blocks": 1,
     "num_visual_blocks": 3,
     "axes_dims": (8, 12, 12),
+}
+HYDIT = {
+    "hidden_size": 64,
+    "depth": 4,
+    "num_heads": 2,
+    "mlp_ratio": 2.0,
+    "text_states_dim": 32,
+    "text_states_dim_t5": 32,
 }
 PIXART = {
     "patch_size": 2,
@@ -315,6 +324,19 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {  # the class in comfy.suppor
     ),
     "pixart_alpha": ("PixArtAlpha", {**PIXART, "micro_condition": True}),
     "pixart_sigma": ("PixArtSigma", {**PIXART, "micro_condition": False, "pe_interpolation": 2}),
+    "hydit": ("HunyuanDiT", HYDIT),
+    "hydit1": ("HunyuanDiT1", {**HYDIT, "size_cond": True, "use_style_cond": True}),
+    "ernie": (
+        "ErnieImage",
+        {
+            "hidden_size": 64,
+            "num_attention_heads": 2,
+            "num_layers": 3,
+            "ffn_hidden_size": 64,
+            "text_in_dim": 32,
+            "rope_axes_dim": (8, 12, 12),
+        },
+    ),
 }
 
 
@@ -403,6 +425,21 @@ def clip(name: str) -> Any:
     elif name in ("chroma", "chroma_radiance", "pixart_alpha", "pixart_sigma"):
         kinds = (pixart_t5.PixArtTokenizer, pixart_t5.pixart_te())
         options |= small_t5
+    elif name.startswith("hydit"):
+        from comfy.text_encoders import hydit
+
+        kinds = (hydit.HyditTokenizer, hydit.HyditModel)
+        bert = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
+        options |= {"hydit_clip_model_config": bert, "mt5xl_model_config": {**T5, "d_model": 32}}
+        tokenizer = {f"mt5xl.{part}": data for part, data in spiece_model(add_dummy_prefix=True).items()}
+    elif name == "ernie":
+        from comfy.text_encoders import ernie
+
+        kinds = (ernie.ErnieTokenizer, ernie.te())
+        options |= {**llama("ministral3_3b", 3)}
+        marks = ["<unk>", "<s>", "</s>", *(f"[{i}]" for i in range(3, 11)), "<pad>"]
+        made = {"tokenizer_object": byte_pairs(WORDS, marks), "legacy": False}
+        flux.load_mistral_tokenizer = lambda data: made
     elif name == "cosmos_predict2":
         kinds = (cosmos.CosmosT5Tokenizer, cosmos.te())
         options |= {"t5xxl_model_config": {**T5, "d_model": 1024}}
@@ -502,16 +539,7 @@ def with_weights(kind: Any) -> Any:
 def harmony_tokens(render: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """A byte-level tokenizer, as a checkpoint of GPT-OSS has it, and the sizes of an encoder for it: few experts, and
     as many rows cut off as stand before a prompt in what `render` makes of it."""
-    import tokenizers
-
-    marks = ["<|start|>", "<|message|>", "<|end|>", "<|channel|>"]
-    made = tokenizers.Tokenizer(tokenizers.models.BPE())
-    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=1000, special_tokens=marks, initial_alphabet=alphabet, show_progress=False
-    )
-    made.train_from_iterator([render(WORDS)] * 2, trainer)
+    made = byte_pairs(render(WORDS), ["<|start|>", "<|message|>", "<|end|>", "<|channel|>"])
     before = render(WORDS).partition(WORDS)[0]
     sizes = {
         **{"vocab_size": 1000, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 16},
@@ -522,6 +550,20 @@ def harmony_tokens(render: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         {"tokenizer_json": torch.frombuffer(bytearray(made.to_str().encode()), dtype=torch.uint8)},
         {"gpt_oss_config": sizes, "selected_layers": (0, 1), "txt_offset": offset},
     )
+
+
+def byte_pairs(text: str, marks: list[str]) -> Any:
+    """A tokenizer of byte pairs of `text`; `marks` have the first ids."""
+    import tokenizers
+
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=1000, special_tokens=marks, initial_alphabet=alphabet, show_progress=False
+    )
+    made.train_from_iterator([text] * 2, trainer)
+    return made
 
 
 def qwen_for_llama(kind: Any) -> Any:

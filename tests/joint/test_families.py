@@ -41,6 +41,9 @@ TITLES = {
     "longcat": "LongCat-Image",
     "pixart_alpha": "PixArt",
     "pixart_sigma": "PixArt",
+    "hydit": "HunyuanDiT",
+    "hydit1": "HunyuanDiT",
+    "ernie": "ERNIE-Image",
 }
 CASES = (*TITLES, "sd3+t5")
 JOINT = {"another block", "softmax over the text alone", "the other order", "rotary left out"}
@@ -53,6 +56,10 @@ WRONG = {  # by family, the variants that must fail, where they are not JOINT
     **{name: {"another block"} for name in ("anima", "cosmos_predict2", "wan2.1", "wan2.2")},  # true cross-attention
     **{name: {"another block", "softmax over the words alone"} for name in ("kandinsky5", "kandinsky5_image")},  # too
     **{name: {"another block", "softmax over the words alone"} for name in ("pixart_alpha", "pixart_sigma")},
+    **{
+        name: {"another block", "rotary left out", *(f"softmax over {text} rows alone" for text in ("BERT's", "mT5's"))}
+        for name in ("hydit", "hydit1")
+    },
 }
 BEFORE_THE_TEXT = {  # rows: a template, or a start; families that are not here have none, or cut theirs off
     "flux2": 3,
@@ -122,7 +129,7 @@ def test_words_are_the_rows_that_change_with_them(case: tuple[str, dict[str, Any
     assert words["same"]
     assert words["brackets"]
     assert ("quotation marks" in words.get("quoted", "")) == (name == "longcat")  # spells what is quoted
-    times = {"sd3+t5": 2, "hidream": 3}.get(name, 1)
+    times = {"sd3+t5": 2, "hidream": 3, "hydit": 2, "hydit1": 2}.get(name, 1)
     assert words["made"] == [times, 2 * times]
     shifted = {word: [row - NAIVE[word] for row in rows] for word, rows in words["found"].items()}
     if name in BEFORE_THE_TEXT:
@@ -159,7 +166,7 @@ def test_the_sampler_s_picture_stays_the_same_to_the_bit(case: tuple[str, dict[s
     assert sampling["bit_equal"] == [True, True]
     assert sampling["others"]["before"] > 0
     assert (sampling["others"]["inside"] > 0) == (
-        not name.startswith(("sd3", "omnigen2", "pixart"))
+        not name.startswith(("sd3", "omnigen2", "pixart", "hydit", "ernie"))
     )  # which have no such wrapper
     assert sampling["name left"]
     assert sampling["steps"] == 3
@@ -177,7 +184,7 @@ def test_captured_words_need_no_pass_and_others_take_one(case: tuple[str, dict[s
     name, found = case
     sampling = found["sampling"]
     assert sampling["notes"] == ['read from the sampling itself: "dog", "grass"']
-    cell = {"flux2": 16, "wan2.2": 16, "hunyuan_image": 32, "ideogram4": 16, "lens": 16}.get(name, 8)
+    cell = {"flux2": 16, "wan2.2": 16, "hunyuan_image": 32, "ideogram4": 16, "lens": 16, "ernie": 16}.get(name, 8)
     height, width = (28, 40) if name.startswith("pixart") else (12, 20)
     assert sampling["captured"] == [3, 2, height * cell, width * cell]
     assert sampling["finite"]
@@ -194,11 +201,12 @@ def test_the_report_names_the_family_and_whether_constants_are_published(case: t
 
 def test_timesteps_go_through_the_model_s_own_schedule(case: tuple[str, dict[str, Any]]) -> None:
     sampling = case[1]["sampling"]
-    at = 260 if case[0].startswith(("sd3", "pixart")) else 500
+    at = 260 if case[0].startswith(("sd3", "pixart")) else 300 if case[0].startswith("hydit") else 500
     shifts = {"flux": 0.7595, "flux2": 0.8829, "zimage": 0.75, "lumina2": 0.8571, "qwen": 0.7595}
     shifts |= {"wan2.1": 0.8889, "wan2.2": 0.8889, "aura": 0.6337, "hunyuan_image": 0.8333, "omnigen2": 0.7222}
     shifts |= {"kandinsky5": 0.9091, "kandinsky5_image": 0.75, "ideogram4": 0.5, "lens": 0.8616, "longcat": 0.7595}
-    shifts |= {"pixart_alpha": 1.0048, "pixart_sigma": 1.0048}  # about as strong as the picture
+    shifts |= {"pixart_alpha": 1.0048, "pixart_sigma": 1.0048, "ernie": 0.75}  # about as strong as the picture: 1
+    shifts |= {"hydit": 0.9364, "hydit1": 1.1268}
     assert sampling["step"] == pytest.approx(at, abs=1.5)
     if case[0] in shifts:
         assert sampling["noise"] == pytest.approx(shifts[case[0]], abs=1e-3)
