@@ -454,6 +454,7 @@ MUTANTS = [
     ),
     Mutant("ldznet/attention/concepts.py", "(concepts, picture)\n", "(picture,)\n", CONCEPTS),
     Mutant("ldznet/attention/concepts.py", "_flat(output[..., rows, :])", "_flat(parts[0][..., rows, :])", CONCEPTS),
+    Mutant("ldznet/attention/prompts.py", "first and not self.after_space", "first", "attention/test_prompts.py"),
     Mutant("ldznet/hosts/joint.py", "(*token, 1)[:3]", "(*token, 0)[:3]", ROWS),
     Mutant("ldznet/hosts/joint.py", "places[-1] if places else", "places[0] if places else", ROWS),
     Mutant("ldznet/hosts/joint.py", "*tokens[len(tokens) - tail :]]", "]", ROWS),

@@ -27,14 +27,20 @@ start, end, padding, a template, other encoders' rows."""
 
 
 class Spelling(NamedTuple):
-    """One tokenizer: the ids of a piece of text without start, end and padding."""
+    """One tokenizer: the ids of a piece of text without start, end and padding. `after_space`: a template ends with a
+    space before the text."""
 
     ids: Tokenize
+    after_space: bool = False
 
     def word(self, text: str, first: bool) -> list[int]:
         """The ids of a word, as the first of a text or behind another: byte-level tokenizers take the space before it
         for a part of it."""
-        return list(self.ids(text)) if first else list(self.ids(f"a {text}"))[len(self.ids("a")) :]
+        return (
+            list(self.ids(text))
+            if first and not self.after_space
+            else list(self.ids(f"a {text}"))[len(self.ids("a")) :]
+        )
 
 
 class Texts(NamedTuple):

@@ -106,7 +106,8 @@ class JointHost(ComfyHost):
     def texts(self) -> Texts:
         """How this network is given a text."""
         names = stretches(self.encoders, self._blank())
-        spellings = tuple(Spelling(functools.partial(_ids, self._tokenizer(name))) for name in names)
+        ids = [functools.partial(_ids, self._tokenizer(name)) for name in names]
+        spellings = tuple(Spelling(one, self.encoders.after_space) for one in ids)
         return Texts(spellings, self._rows, self._placed, self.encoders.most)
 
     def reading_attention(self, network: Any, *args: Any, **named: Any) -> AbstractContextManager[Attention]:

@@ -3,9 +3,9 @@
 Each line was read from the class that it names: `comfy/ldm/modules/diffusionmodules/mmdit.py` (SD 3), `ldm/flux`,
 `ldm/chroma` and `ldm/chroma_radiance`, `ldm/qwen_image`, `ldm/lumina` (Lumina 2 and Z-Image), `ldm/krea2`, `ldm/anima`
 with `ldm/cosmos`, `ldm/wan`, `ldm/aura`, `ldm/hunyuan_video` (Hunyuan Image), `ldm/omnigen`, `ldm/kandinsky5`,
-`ldm/ideogram4`, `ldm/lens`, `ldm/pixart`, `ldm/hydit` (HunyuanDiT), `ldm/ernie`, and the encoders in
-`comfy/text_encoders`. Which blocks are read at which timestep is in `attention.config.STUDIED`. Imports attention,
-errors and shapes; `comfyui_joint` imports it.
+`ldm/ideogram4`, `ldm/lens`, `ldm/boogu`, `ldm/pixeldit`, `ldm/pixart`, `ldm/hydit` (HunyuanDiT), `ldm/ernie`,
+and the encoders in `comfy/text_encoders`. Which blocks are read at which timestep is in `attention.config.STUDIED`.
+Imports attention, errors and shapes; `comfyui_joint` imports it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Encoders:
     stretch of rows the encoder, or several of which the first that is loaded counts (SD 3's CLIP-L and CLIP-G have the
     same tokens in the same rows); empty stands for the only one. `at_end`: the rows end with the encoder's last token,
     since a template was cut off before them or padding put there; else they begin with its first. `stop`: from the last
-    such token on they are cut off too. `blanks`: texts whose tokens have the template in common and nothing else.
+    such token on they are cut off too. `blanks`: texts whose tokens have the template in common and nothing else, which
+    ends with a space before the text where `after_space`.
     `width`: the path of the linear layer that takes the rows, "" where the class itself says what is wrong with them.
     """
 
@@ -42,6 +43,7 @@ class Encoders:
     at_end: bool = False
     stop: int | None = None
     blanks: tuple[str, ...] = ("",)
+    after_space: bool = False
     most: int = LONG
     width: str = "txt_in"
 
@@ -55,11 +57,15 @@ class Joint(NamedTuple):
 
 
 QWEN, GEMMA = "qwen3_4b", "gemma2_2b"
-MARKS = (".", ",")  # where an empty text has no template around it
+MARKS = (".", ",")  # where an empty text has no template around it, or another
 END_OF_TURN = 151645  # Qwen's <|im_end|>
 T5_ROWS = (("t5xxl",),)
 KERNEL = "optimized_attention"  # what code that hands no options on calls
 DOUBLE = {"joint": "double_blocks"}  # of Flux: the blocks after these, with one stream for both, were not studied
+OVIS = Encoders(("qwen3_2b",), at_end=True, after_space=True)
+LUMINA = Joint(
+    "lumina2", Layout({"joint": "layers"}, multiple="pad_tokens_multiple"), Encoders((GEMMA,), width="cap_embedder.1")
+)
 CHROMA = Joint("chroma", Layout(DOUBLE), Encoders(("t5xxl",), T5_ROWS))
 KANDINSKY = Joint(
     "kandinsky5",
@@ -80,11 +86,8 @@ JOINT: dict[str, Joint] = {  # by the class of ComfyUI's BaseModel
     "QwenImage": Joint(
         "qwen", Layout({"joint": "transformer_blocks"}, references=True), Encoders(("qwen25_7b",), at_end=True)
     ),
-    "Lumina2": Joint(
-        "lumina2",
-        Layout({"joint": "layers"}, multiple="pad_tokens_multiple"),
-        Encoders((GEMMA,), width="cap_embedder.1"),
-    ),
+    "Lumina2": LUMINA,
+    "ZImagePixelSpace": LUMINA,
     "Krea2": Joint(
         "krea2", Layout({"joint": "blocks"}, patch="patch"), Encoders(("qwen3vl_4b",), at_end=True, width="")
     ),
@@ -162,6 +165,16 @@ JOINT: dict[str, Joint] = {  # by the class of ComfyUI's BaseModel
         Layout({"joint": "layers"}, text_first=False, function=KERNEL),
         Encoders(("ministral3_3b",), width="text_proj"),
     ),
+    "Boogu": Joint(
+        "boogu",
+        Layout({"joint": "single_stream_layers"}),  # those before hold two streams: 8 of 40
+        Encoders(("qwen3vl_8b",), blanks=MARKS, width="time_caption_embed.caption_embedder.1"),
+    ),
+    "PixelDiTT2I": Joint(
+        "pixeldit",
+        Layout({"joint": "patch_blocks"}),  # those after hold the pixels of the picture alone
+        Encoders((GEMMA,), at_end=True, blanks=MARKS, after_space=True, width="y_embedder.proj"),
+    ),
 }
 UNSAID = {"Wan22": 16, "HunyuanImage21": 32, "ChromaRadiance": 1}  # pixels a latent, where ComfyUI 0.3.64 does not say
 OTHERS = ("clip_text_pooled_proj", "img_emb")  # of relatives: NewBie has two encoders, a Wan that reads a picture
@@ -174,6 +187,8 @@ def joint_of(base: Any, network: Any) -> Joint | None:
         return None
     if found.family == "lumina2" and getattr(network, "pad_tokens_multiple", None):
         return found._replace(family="zimage", encoders=dataclasses.replace(found.encoders, all_of=(QWEN,)))
+    if found.family == "flux" and getattr(network, "txt_norm", None) is not None:
+        return found._replace(family="ovis", encoders=OVIS)
     return found
 
 

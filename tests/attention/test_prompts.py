@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 from hosts import small
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ldznet.attention.config import SD, TINY
-from ldznet.attention.prompts import MOST_TOKENS, Prompt, prompts_of
+from ldznet.attention.prompts import MOST_TOKENS, Prompt, Spelling, Texts, prompts_of
 from ldznet.clip_bpe import Tokenizer
 from ldznet.errors import HostError, InputError
 from ldznet.tinyworld import world
@@ -93,6 +94,23 @@ def test_any_text_finds_its_place(phrases: list[str]) -> None:
 def test_a_tokenizer_that_joins_words_is_refused() -> None:
     with pytest.raises(HostError, match="split at spaces"):
         prompts_of(["dog"], SD, lambda text: [len(text)])
+
+
+def test_a_template_may_end_with_a_space_before_the_text() -> None:
+    """Byte-level: a letter is a token, and so is a space with the letter after it."""
+
+    def ids(text: str) -> list[int]:
+        return [
+            ord(letter) + 1000 * (before == " ") for before, letter in itertools.pairwise(f"x{text}") if letter != " "
+        ]
+
+    def rows(text: str) -> list[list[int]]:
+        return [[-1, *ids(f" {text}")]]
+
+    (prompt,) = prompts_of(["dog"], SD, Texts((Spelling(ids, after_space=True),), rows, most=200))
+    assert [rows(prompt.text)[0][i] for i in prompt.phrase_tokens[0]] == [1000 + ord("d"), ord("o"), ord("g")]
+    with pytest.raises(HostError, match="split at spaces"):
+        prompts_of(["dog"], SD, Texts((Spelling(ids),), rows, most=200))
 
 
 def test_other_words() -> None:

@@ -106,6 +106,12 @@ def test_relatives_of_a_family_are_none_of_it() -> None:
     assert found is not None
     assert found.family == "wan"
     assert joint_of(wan, SimpleNamespace(img_emb=object())) is None  # it reads a picture beside the text
+    flux = type("Flux", (), {})()
+    families = [joint_of(flux, SimpleNamespace(txt_norm=norm)) for norm in (None, object())]
+    assert [found and (found.family, found.encoders.all_of) for found in families] == [
+        ("flux", ("l t5xxl",)),
+        ("ovis", ("qwen3_2b",)),
+    ]
     assert joint_of(type("WAN21_Vace", (type(wan),), {})(), SimpleNamespace()) is None
 
 

@@ -25,12 +25,8 @@ import families  # noqa: E402
 
 SIZE = (12, 20)  # of the latents, not square; in patches of two
 SIDES = {
-    "flux2": 1,
-    "hunyuan_image": 1,
-    "chroma_radiance": 16,
-    "ideogram4": 1,
-    "lens": 1,
-    "ernie": 1,
+    **dict.fromkeys(("flux2", "hunyuan_image", "ideogram4", "lens", "ernie"), 1),
+    **dict.fromkeys(("chroma_radiance", "pixeldit", "zimage_pixel"), 16),
 }  # of a patch, where it is not 2
 CROSS = ("anima", "cosmos_predict2", "wan2.1", "wan2.2")  # true cross-attention, to 512 rows
 PIXART = ("pixart_alpha", "pixart_sigma")
@@ -139,7 +135,7 @@ class Case:
             rows += 2 * 128 * (self.name == "hidream")  # rows of T5, and twice those of Llama
             return slice(self.pixels, self.pixels + rows), slice(0, self.pixels)
         first = 8 if self.name == "aura" else 0  # registers
-        start = first + (-(-rows // 32) * 32 if self.name == "zimage" else rows)
+        start = first + (-(-rows // 32) * 32 if self.family.startswith("zimage") else rows)
         return slice(first, first + rows), slice(start, start + self.pixels)
 
     def conditioning(self, batch: int) -> Any:
@@ -254,7 +250,7 @@ def no_rotary() -> Iterator[None]:
 def places(case: Case) -> dict[str, Any]:
     """Which keys of the first block change with a row of the text, and with a patch of the picture."""
     conditioning, names = case.conditioning(1), ["context_refiner", "noise_refiner"]
-    names += ["double_layers", "text_transformer_blocks"]
+    names += ["double_layers", "text_transformer_blocks", "double_stream_layers"]
     owners = {"krea2": "txtfusion", "hunyuan_image": "txt_in.individual_token_refiner"}
     inside = {"krea2": "refiner_blocks", "hunyuan_image": "blocks"}
     owner = case.network.get_submodule(owners.get(case.name, ""))
@@ -317,7 +313,8 @@ def words(case: Case) -> dict[str, Any]:
     found = dict(zip(prompt.phrases, map(list, prompt.phrase_tokens), strict=True))
     (made,) = prompts_of(["the dog", "a green tree"], config_of(case), texts)
     result: dict[str, Any] = {"found": found, "same": again == prompt, "made": [len(t) for t in made.phrase_tokens]}
-    (ids, *_), literal = texts.rows(BRACKETS), texts.spellings[0].ids(BRACKETS)
+    (ids, *_), spelling, bracketed = texts.rows(BRACKETS), texts.spellings[0], BRACKETS.split()
+    literal = [token for i, word in enumerate(bracketed) for token in spelling.word(word, i == 0)]
     result["brackets"] = [i for i in ids if i >= 0] == literal
     try:
         prompts_of(['a sign that says "go on" and more'], config_of(case), texts)

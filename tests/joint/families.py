@@ -55,6 +55,13 @@ LUMINA = {
     "axes_dims": [8, 12, 12],
     "axes_lens": [300, 64, 64],
 }
+ZIMAGE = {
+    "dim": 256,  # at least
+    "n_heads": 8,
+    "pad_tokens_multiple": 32,
+    "z_image_modulation": True,
+    "time_scale": 1000.0,
+}
 CHROMA = {
     **{k: v for k, v in FLUX.items() if k != "guidance_embed"},
     "in_channels": 64,
@@ -197,14 +204,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {  # the class in comfy.suppor
     "lumina2": ("Lumina2", LUMINA),
     "zimage": (
         "ZImage",
-        {
-            **LUMINA,
-            "dim": 256,  # at least
-            "n_heads": 8,
-            "pad_tokens_multiple": 32,
-            "z_image_modulation": True,
-            "time_scale": 1000.0,
-        },
+        {**LUMINA, **ZIMAGE},
     ),
     "krea2": (
         "Krea2",
@@ -291,6 +291,56 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {  # the class in comfy.suppor
             "enc_hidden_dim": 32,
             "axes_dims_rope": (8, 12, 12),
             "selected_layer_index": (0, 1),
+        },
+    ),
+    "ovis": (
+        "Flux",
+        {
+            **FLUX,
+            "vec_in_dim": None,
+            "guidance_embed": False,
+            "txt_ids_dims": [1, 2],
+            "yak_mlp": True,
+            "txt_norm": True,
+        },
+    ),
+    "boogu": (
+        "Boogu",
+        {
+            "hidden_size": 64,
+            "num_layers": 3,
+            "num_double_stream_layers": 1,
+            "num_refiner_layers": 1,
+            "num_attention_heads": 2,
+            "num_kv_heads": 1,
+            "multiple_of": 32,
+            "axes_dim_rope": (8, 12, 12),
+            "instruction_feat_dim": 32,
+        },
+    ),
+    "pixeldit": (
+        "PixelDiTT2I",
+        {
+            "num_groups": 2,
+            "hidden_size": 64,
+            "pixel_hidden_size": 16,
+            "pixel_attn_hidden_size": 64,
+            "pixel_num_groups": 2,
+            "patch_depth": 3,
+            "pixel_depth": 1,
+            "txt_embed_dim": 32,
+        },
+    ),
+    "zimage_pixel": (
+        "ZImagePixelSpace",
+        {
+            **LUMINA,
+            **ZIMAGE,
+            "patch_size": 16,
+            "in_channels": 3,
+            "decoder_hidden_size": 32,
+            "decoder_num_res_blocks": 1,
+            "decoder_max_freqs": 4,
         },
     ),
     "longcat": ("LongCatImage", {**FLUX, "vec_in_dim": None, "guidance_embed": False, "txt_ids_dims": [1, 2]}),
@@ -470,6 +520,22 @@ def clip(name: str) -> Any:
             kandinsky5.te(),
         )
         options |= {"clip_l_model_config": SMALL_CLIP, **llama("qwen25_7b", 2)}
+    elif name == "ovis":
+        from comfy.text_encoders import ovis
+
+        kinds = (ovis.OvisTokenizer, ovis.te())
+        options |= llama("qwen3_2b", 1)
+    elif name == "boogu":
+        from comfy.text_encoders import boogu
+
+        kinds = (boogu.BooguTokenizer, boogu.te())
+        options |= llama("qwen3vl_8b", 2)
+    elif name == "pixeldit":
+        from comfy.text_encoders import pixeldit
+
+        kinds = (pixeldit.PixelDiTGemma2Tokenizer, pixeldit.pixeldit_te())
+        options |= llama("gemma2_2b", 3)
+        tokenizer = spiece_model(add_dummy_prefix=False)
     elif name == "longcat":
         from comfy.text_encoders import longcat_image
 
@@ -498,7 +564,7 @@ def clip(name: str) -> Any:
         kinds = (lumina2.LuminaTokenizer, lumina2.te())
         options |= llama("gemma2_2b", 3)
         tokenizer = spiece_model(add_dummy_prefix=False)
-    elif name == "zimage":
+    elif name.startswith("zimage"):
         from comfy.text_encoders import z_image
 
         kinds = (z_image.ZImageTokenizer, z_image.te())
