@@ -445,6 +445,12 @@ MUTANTS = [
     ),
     Mutant("ldznet/attention/joint_named.py", "if getattr(code, name, None) is seen:", "if False:", NAMED),
     Mutant("ldznet/attention/joint_named.py", "is seen:", "is not None:", NAMED),
+    Mutant(
+        "ldznet/hosts/joint.py",
+        '("hydit_clip",), ("mt5xl",)',
+        '("mt5xl",), ("hydit_clip",)',
+        "hosts/test_joint_rows.py",
+    ),
     Mutant("ldznet/attention/joint_named.py", "with exclusively(code):", "if True:", NAMED),
     Mutant(
         "ldznet/attention/joint_named.py",
