@@ -37,12 +37,12 @@ class NamedReader(Reader):
         a function that hands on.
         """
         part = next(iter(self.layout.modules(self.network).values()))
-        code, name = sys.modules[type(part).__module__], self.layout.function
+        code, name = sys.modules.get(type(part).__module__), self.layout.function
+        if code is None or not hasattr(code, name):
+            yield  # `taken` says so, in a pass of ours
+            return
         with exclusively(code):
-            there = getattr(code, name, None)
-            if there is None:
-                yield
-                return
+            there = getattr(code, name)
 
             @functools.wraps(there)
             def seen(*args: Any, **named: Any) -> Tensor:
