@@ -100,6 +100,7 @@ FAMILIES: dict[str, Family] = {  # by `Host.family`; the constants of each for t
     "ovis": Family("Ovis-Image", 0),
     "boogu": Family("Boogu-Image", 0),
     "pixeldit": Family("PixelDiT", 0),
+    "hidream_o1": Family("HiDream O1", 0),
 }
 PUBLISHED_WIDTHS: dict[int, str] = {  # titles by context width; the tiny world's may be any toy's
     **{family.context_dim: family.title for name, family in FAMILIES.items() if family.context_dim and name != "tiny"},

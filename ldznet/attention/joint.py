@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import operator
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -29,7 +30,7 @@ from .concepts import Run, called_apart
 from .reading import MOST_SCORES, Attention, mean_softmax
 
 OVERRIDE, OPTIONS = "optimized_attention_override", "transformer_options"
-PICTURES = ("image_cond", "time_dim_replace")  # what networks of some relatives are given a picture by
+PICTURES = ("image_cond", "time_dim_replace", "ref_patches")  # what networks of some relatives are given a picture by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Layout:
     `registers`: the parameter whose rows stand before the text. `glyphs`: what the network is given further rows by
     that stand after the text. `twice`: what it is given b layers n c by, whose n rows are text too and stand twice
     after the others. `references`: whether reference pictures may follow the picture; elsewhere a pass with
-    them is not read. `function`: the name by which the blocks' own code calls its attention, where it hands no options
+    them is not read. `handed`: the argument by which a block is given its attention function, where it is given no
+    options. `function`: the name by which the blocks' own code calls its attention, where it hands no options
     on (`attention.joint_named`).
     """
 
@@ -56,13 +58,14 @@ class Layout:
     glyphs: str = ""
     twice: str = ""
     references: bool = False
+    handed: str = ""
     function: str = ""
 
     def modules(self, network: Any) -> dict[str, nn.Module]:
         """By block name, the modules whose attention is read, in the order in which they run."""
         found = {}
         for stage, name in self.stages.items():
-            for i, block in enumerate(getattr(network, name)):
+            for i, block in enumerate(operator.attrgetter(name)(network)):
                 found[f"{stage}.{i}"] = getattr(block, self.inner) if self.inner else block
         return found
 
@@ -73,7 +76,7 @@ class Layout:
 
     def spans(self, network: Any, text: int, picture: int, glyphs: int = 0) -> tuple[slice, slice]:
         """Where in the sequence the rows of text and those of the picture are."""
-        first = next((getattr(network, name)[0] for name in self.stages.values()), None)
+        first = next((operator.attrgetter(name)(network)[0] for name in self.stages.values()), None)
         if not self.text_first or getattr(first, "flipped_img_txt", False):  # so Hunyuan Image in ComfyUI 0.3.64
             return slice(picture, picture + text), slice(0, picture)
         start = getattr(network, self.registers).shape[1] if self.registers else 0
@@ -110,18 +113,25 @@ class Call(NamedTuple):
 
 @torch.no_grad()
 def joint_probabilities(
-    call: Call, text: slice, picture: slice, with_self: bool = False, most_scores: int = MOST_SCORES
+    call: Call,
+    text: slice,
+    picture: slice,
+    with_self: bool = False,
+    most_scores: int = MOST_SCORES,
+    skipped: int = 0,
 ) -> tuple[Float[Tensor, "b p t"], Float[Tensor, "b p p"] | None]:
     """How much each row of the picture attends to each of the text, and with `with_self` to each of the picture.
 
     softmax over *all* keys in float32, averaged over heads: no more than `most_scores` scores are held at once, and
-    what is kept is one head's size. Where text and picture are all, the two sum to 1 over keys.
+    what is kept is one head's size. Where text and picture are all, the two sum to 1 over keys. Queries may lack the
+    first `skipped` rows, which a network keeps keys of.
     """
+    asking = slice(picture.start - skipped, picture.stop - skipped)
 
     def masked(scores: Tensor, heads: slice, rows: slice) -> Tensor:
-        return scores if call.mask is None else _masked(scores, call.mask, heads, rows, picture.start)
+        return scores if call.mask is None else _masked(scores, call.mask, heads, rows, asking.start)
 
-    query, columns = call.query[:, :, picture], slice(None) if with_self else text
+    query, columns = call.query[:, :, asking], slice(None) if with_self else text
     mean = mean_softmax(query, call.key, call.scale, most_scores, columns, masked)
     return (mean[..., text], mean[..., picture]) if with_self else (mean, None)
 
@@ -225,11 +235,15 @@ class Reader:
         """A pre-hook that has the attention of the block `name` looked at."""
 
         def enter(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
-            options = named.get(OPTIONS)
-            if threading.get_ident() != self.thread or self.fault or options is None:
+            options, handed = named.get(OPTIONS), named.get(self.layout.handed)
+            if threading.get_ident() != self.thread or self.fault:
+                return None
+            self.maps.pop(name, None)
+            if handed is not None:
+                return args, {**named, self.layout.handed: self._looking(name, handed)}
+            if options is None:
                 return None
             there = options.get(OVERRIDE)
-            self.maps.pop(name, None)
 
             def override(kernel: Callable[..., Tensor], *args: Any, **named: Any) -> Tensor:
                 return self.attended(name, kernel if there is None else functools.partial(there, kernel), args, named)
@@ -237,6 +251,10 @@ class Reader:
             return args, {**named, OPTIONS: {**options, OVERRIDE: override}}
 
         return enter
+
+    def _looking(self, name: str, kernel: Run) -> Run:
+        """`kernel`, whose calls are the block `name`'s."""
+        return lambda *args, **named: self.attended(name, kernel, args, named)
 
     def attended(self, name: str, run: Run, args: Sequence[Any], named: Mapping[str, Any]) -> Tensor:
         """The output of an attention call in the block `name`, whose maps are kept."""
@@ -253,16 +271,17 @@ class Reader:
     def look(self, name: str, args: Sequence[Any], named: Mapping[str, Any]) -> None:
         """Keeps the maps of an attention call, if it is the one of text and picture."""
         picture = self.grid[0] * self.grid[1]
-        with_self = name in self.self_blocks
+        with_self, skipped = name in self.self_blocks, 0
         if self.layout.inner:
             text, rows = slice(0, args[1].shape[-2]), slice(0, picture)
             if args[0].shape[-2] != picture:
                 return
         else:
             text, rows = self.layout.spans(self.network, self.text, picture, self.glyphs)
-            if args[1].shape[-2] < max(text.stop, rows.stop) or args[0].shape[-2] != args[1].shape[-2]:
+            skipped = args[1].shape[-2] - args[0].shape[-2]
+            if args[1].shape[-2] < max(text.stop, rows.stop) or (skipped and not self.layout.handed):
                 return  # the picture's own, as SD 3.5 medium has a second of in its block
-        cross, own = joint_probabilities(Call.of(self.choose, args, named), text, rows, with_self)
+        cross, own = joint_probabilities(Call.of(self.choose, args, named), text, rows, with_self, skipped=skipped)
         self.maps[name] = self._on_grid(cross), own
 
     def taken(self, name: str) -> tuple[Tensor | None, Tensor | None]:

@@ -3,9 +3,9 @@
 Each line was read from the class that it names: `comfy/ldm/modules/diffusionmodules/mmdit.py` (SD 3), `ldm/flux`,
 `ldm/chroma` and `ldm/chroma_radiance`, `ldm/qwen_image`, `ldm/lumina` (Lumina 2 and Z-Image), `ldm/krea2`, `ldm/anima`
 with `ldm/cosmos`, `ldm/wan`, `ldm/aura`, `ldm/hunyuan_video` (Hunyuan Image), `ldm/omnigen`, `ldm/kandinsky5`,
-`ldm/ideogram4`, `ldm/lens`, `ldm/boogu`, `ldm/pixeldit`, `ldm/pixart`, `ldm/hydit` (HunyuanDiT), `ldm/ernie`,
-and the encoders in `comfy/text_encoders`. Which blocks are read at which timestep is in `attention.config.STUDIED`.
-Imports attention, errors and shapes; `comfyui_joint` imports it.
+`ldm/ideogram4`, `ldm/lens`, `ldm/boogu`, `ldm/pixeldit`, `ldm/hidream_o1`, `ldm/pixart`, `ldm/hydit` (HunyuanDiT),
+`ldm/ernie`, and the encoders in `comfy/text_encoders`. Which blocks are read at which timestep is in
+`attention.config.STUDIED`. Imports attention, errors and shapes; `comfyui_joint` imports it.
 """
 
 from __future__ import annotations
@@ -169,6 +169,11 @@ JOINT: dict[str, Joint] = {  # by the class of ComfyUI's BaseModel
         "boogu",
         Layout({"joint": "single_stream_layers"}),  # those before hold two streams: 8 of 40
         Encoders(("qwen3vl_8b",), blanks=MARKS, width="time_caption_embed.caption_embedder.1"),
+    ),
+    "HiDreamO1": Joint(
+        "hidream_o1",
+        Layout({"joint": "language_model.layers"}, handed="optimized_attention"),
+        Encoders(("hidream_o1",), width=""),
     ),
     "PixelDiTT2I": Joint(
         "pixeldit",

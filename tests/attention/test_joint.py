@@ -3,6 +3,7 @@ ComfyUI does. ComfyUI's own classes are in tests/joint."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ldznet.attention.config import GUESS, joint_config
-from ldznet.attention.joint import OVERRIDE, Call, Layout, joint_probabilities, reading_joint
+from ldznet.attention.joint import OVERRIDE, PICTURES, Call, Layout, joint_probabilities, reading_joint
 from ldznet.contracts import TapSpec
 from ldznet.errors import TapError
 
@@ -67,6 +68,15 @@ class Network(nn.Module):
         return rows
 
 
+class HandedBlock(Block):
+    """As HiDream-O1's: it is given its kernel, and no options; the first 8 rows, whose keys were kept, ask nothing."""
+
+    def forward(self, rows: Tensor, mask: Tensor | None, attend: Any = None, **options: Any) -> Tensor:
+        query, key, value = self.qkv(rows).chunk(3, dim=2)
+        self.seen = [(query, key)]
+        return torch.cat([rows[:, :8], rows[:, 8:] + attend(query[:, 8:], key, value, HEADS)], dim=1)
+
+
 @pytest.fixture
 def network() -> Network:
     torch.manual_seed(0)
@@ -93,12 +103,11 @@ def read(
     frames = named.pop("frames", ())
     x = torch.randn(2, 4, *frames, *size, generator=generator)
     context = named.pop("text", 3 * torch.randn(2, TEXT, WIDTH, generator=generator))
-    given = {
-        name: named.pop(name) for name in ("mask", "ref_latents", "image_cond", "time_dim_replace") if name in named
-    }
-    specs = {name: TapSpec(name, 0, 2) for name in LAYOUT.modules(network)}
+    given = {name: named.pop(name) for name in ("mask", "ref_latents", *PICTURES) if name in named}
+    layout = named.pop("layout", LAYOUT)
+    specs = {name: TapSpec(name, 0, 2) for name in layout.modules(network)}
     out = None
-    with reading_joint(LAYOUT, network, blocks, blocks[:1], specs, size, **named) as found:
+    with reading_joint(layout, network, blocks, blocks[:1], specs, size, **named) as found:
         out = network(x, torch.zeros(2), context=context, transformer_options=options or {}, **given)
     return found, out
 
@@ -117,6 +126,21 @@ def test_maps_are_those_of_all_keys(network: Network) -> None:
     torch.testing.assert_close(found.cross["joint.1"].flatten(2).mT.double(), every[:, 8:, :TEXT], atol=1e-6, rtol=0)
     torch.testing.assert_close(found.self_attention["joint.1"].double(), every[:, 8:, 8:], atol=1e-6, rtol=0)
     assert found.cross["joint.1"].shape == (2, TEXT, 2, 3)
+
+
+def test_attention_that_a_block_is_handed_is_read(network: Network) -> None:
+    torch.manual_seed(1)
+    network.model = nn.Module()
+    network.model.layers = nn.ModuleList([HandedBlock() for _ in range(2)]).requires_grad_(False)
+    network.blocks = nn.ModuleList(network.model.layers)
+    for block in network.blocks:
+        block.register_forward_pre_hook(lambda _, args, named: (args, {**named, "attend": kernel}), with_kwargs=True)
+    layout = dataclasses.replace(LAYOUT, stages={"joint": "model.layers"}, handed="attend")
+    network.hands_on = False
+    found, _ = read(network, layout=layout, end_early=False)
+    every = explicit(network.blocks[1])
+    torch.testing.assert_close(found.cross["joint.1"].flatten(2).mT.double(), every[:, 8:, :TEXT], atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.self_attention["joint.1"].double(), every[:, 8:, 8:], atol=1e-6, rtol=0)
 
 
 def test_a_mask_is_heeded(network: Network) -> None:
@@ -181,6 +205,7 @@ def test_somebody_else_s_pass_is_left_as_it_is(network: Network) -> None:
         ({"ref_latents": [torch.zeros(1)]}, "without reference pictures"),
         ({"image_cond": torch.zeros(1)}, "without reference pictures"),
         ({"time_dim_replace": torch.zeros(1)}, "without reference pictures"),
+        ({"ref_patches": torch.zeros(1)}, "without reference pictures"),
         ({"text": None}, "with a text was expected"),
         ({"blocks": ("joint.7",)}, "Expected blocks of joint.0, joint.1, joint.2, got joint.7"),
     ],

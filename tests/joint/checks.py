@@ -27,6 +27,7 @@ SIZE = (12, 20)  # of the latents, not square; in patches of two
 SIDES = {
     **dict.fromkeys(("flux2", "hunyuan_image", "ideogram4", "lens", "ernie"), 1),
     **dict.fromkeys(("chroma_radiance", "pixeldit", "zimage_pixel"), 16),
+    "hidream_o1": 32,
 }  # of a patch, where it is not 2
 CROSS = ("anima", "cosmos_predict2", "wan2.1", "wan2.2")  # true cross-attention, to 512 rows
 PIXART = ("pixart_alpha", "pixart_sigma")
@@ -114,7 +115,7 @@ class Case:
         self.model, self.clip = families.model(self.family), families.clip(name)
         self.host: Any = host_of(self.model, self.clip)
         self.network = self.model.model.diffusion_model
-        self.blocks = list(getattr(self.network, next(iter(self.host.layout.stages.values()))))
+        self.blocks = list(self.network.get_submodule(next(iter(self.host.layout.stages.values()))))
         self.inner = INNER.get(name, "")
         self.picture_first = name in ("hidream", "lens", "ernie") or (
             name == "hunyuan_image" and not hasattr(comfy.supported_models, "Flux2")
@@ -155,7 +156,14 @@ class Case:
 
         with recording(self.network, self.blocks, self.inner) as seen:
             found = self.host.observe(latents, steps, conditioning, observer)
+        if self.name == "hidream_o1":  # its calls lack the queries of the text: zeros
+            seen = {i: [(_all_rows(q, k), k, mask) for q, k, mask in calls] for i, calls in seen.items()}
         return found, seen
+
+
+def _all_rows(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """Queries with zeros for the first rows of keys, which they lack."""
+    return torch.nn.functional.pad(query, (0, 0, key.shape[2] - query.shape[2], 0))
 
 
 def joint_call(calls: list[Any]) -> Any:
@@ -230,12 +238,12 @@ def maps(case: Case) -> dict[str, Any]:
 def no_rotary() -> Iterator[None]:
     """Rotary embeddings that leave queries and keys alone."""
     changed = []
-    replacements = {"apply_rope": lambda q, k, pe: (q, k), "apply_rope1": lambda x, pe: x}
+    replacements = {"apply_rope": lambda q, k, *_, **named: (q, k), "apply_rope1": lambda x, pe: x}
     replacements["apply_rotary_emb"] = lambda x, *more, **_: (x, more[0]) if len(more) > 1 else x
     replacements["apply_rope_split_half"] = replacements["apply_rope"]  # of ERNIE-Image
     kernels = getattr(sys.modules.get("comfy.quant_ops"), "ck", None)
     for name, module in [*sys.modules.items(), ("comfy.ldm.kernels", kernels)]:
-        if name.startswith("comfy.ldm."):
+        if name.startswith(("comfy.ldm.", "comfy.text_encoders.llama")):
             for function, identity in replacements.items():
                 if hasattr(module, function):
                     changed.append((module, function, getattr(module, function)))
@@ -269,6 +277,10 @@ def places(case: Case) -> dict[str, Any]:
         changed = conditioning.context.clone()
         changed[:, row] += 5 * torch.randn(changed.shape[2], generator=torch.Generator("cpu").manual_seed(1))
         after = dataclasses.replace(conditioning, context=changed)
+        if case.name == "hidream_o1":
+            ids = conditioning.extras["text_input_ids"].clone()
+            ids[:, row] += 1
+            after = dataclasses.replace(conditioning, extras={**conditioning.extras, "text_input_ids": ids})
         if case.name == "anima":
             weights = conditioning.extras["t5xxl_weights"].clone()
             weights[row] *= 3
@@ -363,6 +375,27 @@ def config_of(case: Case) -> Any:
     from ldznet.attention.config import config_for
 
     return config_for(case.host)
+
+
+def kept_keys(case: Case) -> dict[str, Any]:
+    """Two passes of one prompt, of which the second is made with keys of the text that the network kept."""
+    conditioning, rows = case.conditioning(1), []
+    handle = case.blocks[0].register_forward_pre_hook(
+        lambda _, args, named: rows.append(named["x"].shape[1]), with_kwargs=True
+    )
+    case.network.clear_kv_cache()
+    try:
+        found = [case.read(case.latents[:1], conditioning, end_early=False) for _ in range(2)]
+    finally:
+        handle.remove()
+        case.network.clear_kv_cache()
+    text, picture = case.spans(conditioning.context.shape[1])
+    ours = [maps.cross["joint.1"].flatten(2).mT for maps, _ in found]
+    errors = [
+        float((maps - explicit(joint_call(seen[1]), text, picture)).abs().max())
+        for maps, (_, seen) in zip(ours, found, strict=True)
+    ]
+    return {"rows": rows, "errors": errors, "differ": float((ours[0] - ours[1]).abs().max())}
 
 
 def references(case: Case) -> dict[str, Any]:
@@ -547,6 +580,8 @@ def sampling(case: Case) -> dict[str, Any]:
 
     def sampled(model: Any) -> torch.Tensor:
         given = noise.clone(), 3, 3.0, "euler", "simple", positive, negative, latent.clone()
+        if case.name == "hidream_o1":  # which keeps keys of the prompt from one run to the next
+            case.network.clear_kv_cache()
         return comfy.sample.sample(model, *given, seed=1, disable_pbar=True)
 
     with torch.inference_mode():
@@ -595,6 +630,8 @@ def measured(name: str) -> dict[str, Any]:
         found["concepts"] = concepts(case)
     if name == "hunyuan_image":
         found["glyphs"] = glyphs(case)
+    if name == "hidream_o1":
+        found["kept keys"] = kept_keys(case)
     if name == "ideogram4":
         found["two networks"] = two_networks(case)
     found["sampling"] = sampling(case)

@@ -318,6 +318,16 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {  # the class in comfy.suppor
             "instruction_feat_dim": 32,
         },
     ),
+    "hidream_o1": (
+        "HiDreamO1",
+        {
+            "text_config_overrides": {
+                **{"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 3, "head_dim": 32},
+                **{"num_attention_heads": 2, "num_key_value_heads": 1, "rope_dims": [6, 5, 5]},
+            },
+            "vision_config_overrides": {"hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "depth": 1},
+        },
+    ),
     "pixeldit": (
         "PixelDiTT2I",
         {
@@ -530,6 +540,10 @@ def clip(name: str) -> Any:
 
         kinds = (boogu.BooguTokenizer, boogu.te())
         options |= llama("qwen3vl_8b", 2)
+    elif name == "hidream_o1":
+        from comfy.text_encoders import hidream_o1
+
+        kinds = (hidream_o1.HiDreamO1Tokenizer, hidream_o1.HiDreamO1TE)
     elif name == "pixeldit":
         from comfy.text_encoders import pixeldit
 

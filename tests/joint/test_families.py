@@ -48,6 +48,7 @@ TITLES = {
     "boogu": "Boogu-Image",
     "pixeldit": "PixelDiT",
     "zimage_pixel": "Z-Image",
+    "hidream_o1": "HiDream O1",
 }
 CASES = (*TITLES, "sd3+t5")
 JOINT = {"another block", "softmax over the text alone", "the other order", "rotary left out"}
@@ -78,6 +79,7 @@ BEFORE_THE_TEXT = {  # rows: a template, or a start; families that are not here 
     "boogu": 29,
     "pixeldit": 1,
     "zimage_pixel": 3,
+    "hidream_o1": 3,
 }
 NAIVE = {"dog": 5, "grass": 9}  # the tokens of the words, counted from the beginning of the text
 
@@ -186,6 +188,15 @@ def test_the_sampler_s_picture_stays_the_same_to_the_bit(case: tuple[str, dict[s
     assert sampling["steps"] == 3
 
 
+def test_keys_of_the_text_that_a_network_kept_are_read(figures: dict[str, Any]) -> None:
+    if reason := lacking("hidream_o1"):
+        pytest.skip(reason)
+    found = figures["hidream_o1"]["kept keys"]
+    assert found["rows"] == [80, 61]  # 20 of text, the last of which is the timestep's, and 6 x 10 of the picture
+    assert max(found["errors"]) < 1e-6
+    assert found["differ"] < 1e-6
+
+
 def test_a_pass_without_a_text_in_a_second_network_is_left_alone(figures: dict[str, Any]) -> None:
     if reason := lacking("ideogram4"):
         pytest.skip(reason)
@@ -198,7 +209,15 @@ def test_captured_words_need_no_pass_and_others_take_one(case: tuple[str, dict[s
     name, found = case
     sampling = found["sampling"]
     assert sampling["notes"] == ['read from the sampling itself: "dog", "grass"']
-    cell = {"flux2": 16, "wan2.2": 16, "hunyuan_image": 32, "ideogram4": 16, "lens": 16, "ernie": 16}.get(name, 8)
+    cell = {
+        "flux2": 16,
+        "wan2.2": 16,
+        "hunyuan_image": 32,
+        "ideogram4": 16,
+        "lens": 16,
+        "ernie": 16,
+        "hidream_o1": 16,
+    }.get(name, 8)
     height, width = (28, 40) if name.startswith("pixart") else (12, 20)
     assert sampling["captured"] == [3, 2, height * cell, width * cell]
     assert sampling["finite"]
