@@ -271,7 +271,7 @@ def compared(name: str, pairs: int, threads: int, warm: bool) -> Row:
 
 
 def drawing(rows: Mapping[str, Row], path: Path) -> None:
-    """Shares of the baseline's time over phrases, and over the picture's area; the baseline's own is 1."""
+    """Shares of the baseline's time over phrases, and over the picture's side; the baseline's own is 1."""
     import matplotlib.pyplot as plt
 
     known: dict[str, Any] = {BASELINE: {"time": (1.0, 1.0, 1.0)}, **rows}
@@ -280,15 +280,18 @@ def drawing(rows: Mapping[str, Row], path: Path) -> None:
         points = {1: known[head], **{n: known.get(f"{head}, {n} phrases") for n in (4, 8)}}
         sizes = {384: known[head], **{px: known.get(f"{head}, {px} px") for px in (256, 512, 768)}}
         label = LABELS[head]
-        for axes, of in ((left, points), (right, {px**2 / 384**2: row for px, row in sizes.items()})):
+        for axes, of in ((left, points), (right, sizes)):
             there = {x: row["time"] for x, row in sorted(of.items()) if row is not None}
             middle, low, high = (np.array([time[i] for time in there.values()]) for i in range(3))
             if len(there) > 1:
                 axes.errorbar([*there], middle, [middle - low, high - middle], marker="o", ms=4, label=label)
-    left.set(xlabel="phrases, 384 px (CLIPSeg: 352 px)", ylabel="time, share of the published head's")
-    right.set(xlabel="area, multiples of 384 × 384 px, one phrase")
-    for axes in (left, right):
-        axes.set_yscale("log")
+    left.set(xlabel="phrases, 384 px (CLIPSeg: 352 px)", ylabel="time, share of the published head's for one at 384 px")
+    right.set(xlabel="side of the picture in pixels, one phrase")
+    for axes, ticks in ((left, (1, 4, 8)), (right, (256, 384, 512, 768))):
+        axes.set(xscale="log", yscale="log")
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.xaxis.minorticks_off()
+        axes.grid(alpha=0.3)
         axes.legend()
     figure.savefig(path, dpi=90)
 

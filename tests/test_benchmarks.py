@@ -272,7 +272,7 @@ def test_growth_is_drawn(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     run("peers", "--figures", str(tmp_path / "rows.json"), "--picture", "growth.png")
     left, right = drawn[0].axes
     assert left.lines[0].get_xydata().tolist() == [[1, 0.1], [8, 0.4]]  # those with one point have no line
-    assert right.lines[0].get_xydata().tolist() == [[1, 1], [4, 5]]
+    assert right.lines[0].get_xydata().tolist() == [[384, 1], [768, 5]]
     assert [text.get_text() for text in left.get_legend().get_texts()] == ["light, captured taps"]
 
 
