@@ -285,14 +285,14 @@ def drawing(rows: Mapping[str, Row], path: Path) -> None:
             middle, low, high = (np.array([time[i] for time in there.values()]) for i in range(3))
             if len(there) > 1:
                 axes.errorbar([*there], middle, [middle - low, high - middle], marker="o", ms=4, label=label)
-    left.set(xlabel="phrases, 384 px (CLIPSeg: 352 px)", ylabel="time, share of the published head's for one at 384 px")
+    left.set(xlabel="phrases, 384 px (CLIPSeg: 352 px)", ylabel="time; the published head's at 384 px is 1")
     right.set(xlabel="side of the picture in pixels, one phrase")
     for axes, ticks in ((left, (1, 4, 8)), (right, (256, 384, 512, 768))):
         axes.set(xscale="log", yscale="log")
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.xaxis.minorticks_off()
         axes.grid(alpha=0.3)
-        axes.legend()
+        axes.legend(loc="lower right", fontsize=8)
     figure.savefig(path, dpi=90)
 
 
