@@ -138,7 +138,21 @@ class JointHost(ComfyHost):
         return self.model.get_model_object("model_sampling")
 
     def _pass(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Callable[[], Any]:
-        return super()._pass(in_model_dimensions(self.model, latents), timesteps, conditioning)
+        """As ComfyHost's; PixArt's code divides by a size of the latents that is rounded to multiples of 64."""
+        run = super()._pass(in_model_dimensions(self.model, latents), timesteps, conditioning)
+
+        def passed() -> Any:
+            try:
+                return run()
+            except ZeroDivisionError as error:
+                height, width = (side * self.pixels_per_latent for side in latents.shape[-2:])
+                raise HostError(
+                    f"Expected a larger picture for {FAMILIES[self.family].title}, got {width} x {height} px, at which "
+                    "ComfyUI's code of this model divides by zero. Take the resolution head, which enlarges it, or a "
+                    "larger picture."
+                ) from error
+
+        return passed
 
     def _conds(self, latents: Tensor, conditioning: Conditioning) -> dict[str, Any]:
         """As ComfyHost's; a mask that is the same for all rows is given once, for OmniGen2 counts the tokens in it."""

@@ -55,7 +55,8 @@ def _plain(value):
 
 QUERIES = (  # what LoRAs change
     *("attn2.to_q.weight", "attention.qkv.weight", "attn.to_q.weight", "img_attn.qkv.weight"),
-    *("cross_attn.q.weight", "attn1.to_q.weight"),  # Wan, HiDream
+    *("cross_attn.q.weight", "attn1.to_q.weight", "cross_attn.q_linear.weight"),  # Wan, HiDream, PixArt
+    *("attn2.q_proj.weight", "self_attn.q_proj.weight", "img_qkv.weight"),
 )
 
 
@@ -187,7 +188,8 @@ class ProbeCaptured:
 
 
 class ProbeState:
-    """Calls of a counted UNet so far, and hooks of others on it; `after` only says when."""
+    """Calls of a counted UNet so far, and hooks of others on it, names of the attention kernel that stand for another
+    function among them; `after` only says when."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("STRING",), "look", "probe"
 
@@ -207,6 +209,8 @@ class ProbeState:
         unet = model.model.diffusion_model
         kept = [part for module in unet.modules() for part in (module._forward_hooks, module._forward_pre_hooks)]
         hooks = sum(hook.__module__ != __name__ for part in kept for hook in part.values())
+        kernel = beside.attention.optimized_attention
+        hooks += sum(code.optimized_attention is not kernel for code in beside.kernel_users())
         return (f"{getattr(unet, 'probe_calls', 0)} calls, {hooks} hooks",)
 
 

@@ -1,6 +1,10 @@
 """What other packs do to a MODEL that a capture beside them must survive: compiled, cached, or run another way."""
 
+import functools
+import sys
+
 import torch
+from comfy.ldm.modules import attention
 from comfy.ldm.modules.diffusionmodules.openaimodel import forward_timestep_embed
 from comfy.ldm.modules.diffusionmodules.util import timestep_embedding
 from comfy_api.torch_helpers import set_torch_compile_wrapper
@@ -10,10 +14,11 @@ SHALLOW, EVERY = 3, 3  # blocks that a cached step still runs, on either side; s
 
 class ProbeBeside:
     """`model`, compiled as TorchCompileModel does it, with a sampler's calls run as DeepCache packs run them, or with
-    attention of its own, weaker than the host's, under the one key that such packs have."""
+    attention of its own, weaker than the host's, under the one key that such packs have or, where a network's code asks
+    for none, under the kernel's name in that code."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "change", "probe"
-    KINDS = ("compiled", "deep cache", "own forward", "own attention")
+    KINDS = ("compiled", "deep cache", "own forward", "own attention", "own kernel")
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -25,6 +30,8 @@ class ProbeBeside:
             set_torch_compile_wrapper(model=model, backend="eager")
         elif kind == "own attention":
             model.model_options["transformer_options"]["optimized_attention_override"] = _weaker
+        elif kind == "own kernel":
+            model.set_model_unet_function_wrapper(_with_kernel)
         else:
             model.set_model_unet_function_wrapper(_Cached(model.model, whole_by_host=kind == "deep cache"))
         return (model,)
@@ -32,6 +39,24 @@ class ProbeBeside:
 
 def _weaker(kernel, *args, **named):
     return 0.5 * kernel(*args, **named)
+
+
+def _with_kernel(apply_model, args):
+    """A call of the model with every name of the kernel but its own standing for a weaker one."""
+    there = {code: code.optimized_attention for code in kernel_users()}
+    try:
+        for code, kernel in there.items():
+            code.optimized_attention = functools.partial(_weaker, kernel)
+        return apply_model(args["input"], args["timestep"], **args["c"])
+    finally:
+        for code, kernel in there.items():
+            code.optimized_attention = kernel
+
+
+def kernel_users():
+    """The modules of ComfyUI's networks that have a name for its attention kernel."""
+    loaded = [module for name, module in sys.modules.items() if name.startswith("comfy.ldm.")]
+    return [module for module in loaded if module is not attention and hasattr(module, "optimized_attention")]
 
 
 class _Cached:
