@@ -10,17 +10,18 @@ paper's; "best blocks" are those of the sweep over blocks at 16 x 16 and 8 x 8, 
 in a quarter of its rows and without taps in another. Ranks are those of changes to the linear layers of the LDM's
 own transformers, in two passes.
 
-Figures are mIoU at 0.5 on photo scenes from 0 on, and on the other renderings of them; *taps of another scene* is the
-one of things when a head reads the next scene's taps. Differences are of the same phrases, their intervals over scenes
+Figures are mIoU at 0.5 on photo scenes from 0 on, and on the other renderings of them; "cost of wrong taps" is what
+things lose of theirs to the taps of the next scene. Differences are of the same phrases, their intervals over scenes
 and seeds. Cells lie in docs/figures/heads/, the runs that made them in `--work`, where a run that was stopped goes on.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from helpers import Values, drawn, known, labelled, of_cells, slug, trained
 
@@ -70,6 +71,7 @@ PAIRS = [
     ("RGBNet", "ZNet"),
     ("LD-ZNet", "ZNet"),
     ("LD-ZNet, best blocks", "ZNet"),
+    ("LD-ZNet, best blocks", "LD-ZNet"),
     ("concatenation, best blocks", "LD-ZNet, best blocks"),
     ("LD-ZNet, four times the rate", "LD-ZNet"),
     ("LD-ZNet, four times the rate", "ZNet, four times the rate"),
@@ -78,6 +80,7 @@ PAIRS = [
     *((f"rank {rank}, four times the rate", "LD-ZNet, four times the rate") for rank in RANKS),
 ]
 
+COST = "cost of wrong taps"
 ASKED: dict[str, tuple[str, Callable[[str, bool], bool]]] = {
     "things": ("T0", lambda phrase, thing: thing and known(phrase)),
     "stuff": ("T0", lambda phrase, thing: not thing),
@@ -112,18 +115,19 @@ def cell(name: str, seed: int, labels: int, steps: int, scenes: int, work: Path)
         rows = [i for i, p in enumerate(outcome.phrases) if asked(str(p), bool(outcome.things[i]))]
         iou = outcome.counts.iou()[rows, benchmark.MIDDLE]
         found[what] = {"iou": iou.round(4).tolist(), "scene": outcome.images[rows].tolist()}
-    reads = bool(head.head_config.tap_specs)
-    found["taps of another scene"] = wrong_taps(head, host, scenes) if reads else found["things"]
+    found[COST] = {**found["things"], "iou": cost_of_wrong_taps(head, host, scenes, found["things"]["iou"])}
     return found
 
 
-def wrong_taps(head: Network, host: TinyHost, scenes: int) -> dict[str, list[float]]:
-    """What becomes of *things* when the taps of the next scene take the place of the scene's own."""
+def cost_of_wrong_taps(head: Network, host: TinyHost, scenes: int, own: Sequence[float]) -> list[float]:
+    """What each of *things* loses of its `own` IoU to the taps of the next scene; a head without taps, nothing."""
+    if not head.head_config.tap_specs:
+        return [0.0] * len(own)
     asked, mistake = ASKED["things"][1], "taps of another scene"
     found = reading(
         head, host, drawn("T0", scenes), asked=lambda phrase, kind: asked(phrase, kind == "thing"), mistakes=[mistake]
     )
-    return {"iou": found.ious[mistake].round(4).tolist(), "scene": found.scenes.tolist()}
+    return (np.asarray(own) - found.ious[mistake]).round(4).tolist()
 
 
 if __name__ == "__main__":

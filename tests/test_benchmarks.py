@@ -18,6 +18,10 @@ import torch
 from comfyui import host
 from PIL import Image
 
+from ldznet import load_head
+from ldznet.evaluate.reading import reading
+from ldznet.hosts.tiny import TinyHost
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 Run = Callable[..., str]
 WITH_COMFYUI = {"capture_cost", "inpaint", "steering"}
@@ -208,6 +212,18 @@ def test_heads(run: Run, tmp_path: Path) -> None:
     assert fresh["steps"] == 1
     assert len(fresh["values"]["things"]["iou"]) == len(fresh["values"]["other renderings"]["iou"]) > 0
     assert len(fresh["values"]["stuff"]["iou"]) > 0
+    assert set(fresh["values"]["cost of wrong taps"]["iou"]) == {0}  # it has none
+
+
+def test_wrong_taps_cost_a_head_that_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    script, head, host = runpy.run_path(str(BENCHMARKS / "heads.py")), load_head("tiny-light"), TinyHost.load()
+    found = reading(head, host, script["drawn"]("T0", 3), mistakes=["taps of another scene"])
+    own = found.ious["its own taps"]
+    monkeypatch.setitem(script["ASKED"], "things", ("T0", lambda phrase, thing: thing))
+    cost = script["cost_of_wrong_taps"](head, host, 3, own.tolist())
+    assert np.mean(cost) == pytest.approx(found.cost("taps of another scene")[0], abs=1e-4)
+    assert np.mean(cost) > 0.1
 
 
 def test_shrinking_at_full_size(run: Run, tmp_path: Path) -> None:
