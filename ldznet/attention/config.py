@@ -129,13 +129,14 @@ SYSTEM_PROMPTS = {  # what a family was trained to find before every prompt, whe
 HALF = 500  # the timestep where nothing was published: half of a schedule before a model's shift
 GUESS = "a guess: nothing is published, so the middle third"
 CONCEPTS = "published: ConceptAttention, arXiv 2502.04320, and its code"
+GOCA = "published with the code of GoCA, arXiv 2603.06178"
 STUDIED = {
     "sd3": Studied((9,), 24, 260, "published: Seg4Diff, arXiv 2509.18096; t is its step 8 of 28, counted from the end"),
     "flux": Studied((15, 16, 17, 18), 19, HALF, CONCEPTS),
     "flux2": Studied((5, 6, 7), 8, HALF, CONCEPTS),
     "chroma": Studied((15, 16, 17, 18), 19, HALF, "a guess: those of Flux.1, which this model was made from"),
-    "pixart": Studied(tuple(range(9, 19)), 28, 260, GUESS),  # where noise is as strong as at half of a flow; ours
-    "hydit": Studied(tuple(range(13, 27)), 40, 300, GUESS),  # the same of its two schedules: 317 of 1.2, 275 before
+    "pixart": Studied(tuple(range(9, 19)), 28, 100, f"t {GOCA}; blocks {GUESS}"),
+    "hydit": Studied(tuple(range(20, 30)), 40, 100, f"{GOCA}, which weighs these blocks by their self-attention"),
 }
 BY_CONCEPTS: dict[str, Any] = {"concepts": True, "per_pixel": False}  # the softmax is over concepts already
 WITH_CONCEPTS = ("flux", "chroma")  # whose rows of text have no place of their own, so that further ones change nothing

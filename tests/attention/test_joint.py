@@ -240,8 +240,8 @@ def test_what_fills_up_patches_does_not_shift_a_map(network: Network) -> None:
         ("sd3", 24, (9,), "published: Seg4Diff"),
         ("flux2", 8, (5, 6, 7), "published: ConceptAttention"),
         ("qwen", 60, tuple(range(20, 40)), GUESS),
-        ("pixart", 28, tuple(range(9, 19)), GUESS),
-        ("hydit", 40, tuple(range(13, 27)), GUESS),
+        ("pixart", 28, tuple(range(9, 19)), "t published with the code of GoCA, arXiv 2603.06178; blocks a guess"),
+        ("hydit", 40, tuple(range(20, 30)), "published with the code of GoCA"),
     ],
 )
 def test_studied_blocks_are_read_at_the_studied_depth(family: str, depth: int, blocks: Any, source: str) -> None:

@@ -234,7 +234,7 @@ def test_the_report_names_the_family_and_whether_constants_are_published(case: t
 
 def test_timesteps_go_through_the_model_s_own_schedule(case: tuple[str, dict[str, Any]]) -> None:
     sampling = case[1]["sampling"]
-    at = 260 if case[0].startswith(("sd3", "pixart")) else 300 if case[0].startswith("hydit") else 500
+    at = 260 if case[0].startswith("sd3") else 100 if case[0].startswith(("pixart", "hydit")) else 500
     shifts = {"flux": 0.7595, "flux2": 0.8829, "zimage": 0.75, "lumina2": 0.8571, "qwen": 0.7595}
     shifts |= {"wan2.1": 0.8889, "wan2.2": 0.8889, "aura": 0.6337, "hunyuan_image": 0.8333, "omnigen2": 0.7222}
     shifts |= {"kandinsky5": 0.9091, "kandinsky5_image": 0.75, "ideogram4": 0.5, "lens": 0.8616, "longcat": 0.7595}

@@ -35,8 +35,8 @@ TRIED = {
     "wan2.1": Tried("Wan"),
     "hunyuan_image": Tried("Hunyuan Image 2.1", 64, 32),
     "hidream": Tried("HiDream"),
-    "pixart_sigma": Tried("PixArt", 4, size=(28, 40), read="1 of 3 at t = 260"),  # its class divides by 0 below
-    "hydit": Tried("HunyuanDiT", 4, read="1, 2 of 4 at t = 300"),
+    "pixart_sigma": Tried("PixArt", 4, size=(28, 40), read="1 of 3 at t = 100"),  # its class divides by 0 below
+    "hydit": Tried("HunyuanDiT", 4, read="1, 2 of 4 at t = 100"),
     "hidream_o1": Tried("HiDream O1", 3, 1, size=(192, 320)),
     "ideogram4": Tried("Ideogram 4", 128, 16),
     "lens": Tried("Lens", 128, 16),
