@@ -11,8 +11,10 @@ take scenes from 0 on. No training saw either. `presence` prints what `Presence`
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,12 +23,13 @@ import torch
 from helpers import CHOOSE, TEST, Figure, Row, alone, drawn, pixels_of, report
 
 from ldznet import Predictor, load_head, masks
-from ldznet.attention import CONFIGS, AttentionHead, Presence
+from ldznet.attention import CONFIGS, AttentionConfig, AttentionHead, Presence
 from ldznet.attention.denoising import least_gain, text_errors, without_each_word
 from ldznet.attention.finding import Found, found_in
 from ldznet.attention.head import attend
 from ldznet.attention.presence import MEASURES, agreement
 from ldznet.attention.prompts import Prompt, prompts_of
+from ldznet.attention.reading import Attention
 from ldznet.data.items import Item
 from ldznet.evaluate.benchmark import (
     Outcome,
@@ -41,6 +44,7 @@ from ldznet.evaluate.benchmark import (
 )
 from ldznet.evaluate.metrics import auroc
 from ldznet.hosts.tiny import TinyHost
+from ldznet.models.delta import ldm_name
 from ldznet.schedule import seeded_noise
 from ldznet.tinyworld import STUFF, world
 
@@ -48,6 +52,8 @@ TINY = dataclasses.replace(CONFIGS["tiny"], presence=Presence())  # its passes c
 OTHER_T = 300  # of the second pass that agreement is measured with
 OWN = ("coarse", "fine", "weights", "timestep", "rescaling", "steps", "threshold")  # on the tiny world, for itself
 SELVES = ("1/input.1", "1/output.0", "1/output.1", "1/output.2", "1/output")
+EVERY = ("1/input", "2/input", "4/input", "8/middle", "4/output", "2/output", "1/output")
+REFERENCE = "output.7"  # the same as GoCA's of SD 1.5: the second of three on the second finest level
 VARIANTS: dict[str, dict[str, Any]] = {
     "as it is": {},
     "as published for SD": {name: getattr(CONFIGS["sd1"], name) for name in OWN},
@@ -57,6 +63,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "at 4 and 2": {"coarse": ("4/input", "4/output"), "fine": ("2/input", "2/output"), "weights": (0.7, 0.3)},
     "at 2 and 1": {"coarse": ("2/input", "2/output"), "fine": ("1/input", "1/output"), "weights": (0.7, 0.3)},
     "at 2 and 1, output alone": {"coarse": ("2/output",), "fine": ("1/output",), "weights": (0.7, 0.3)},
+    "all blocks": {"coarse": EVERY},
     **{f"2 steps along {place}": {"steps": 2, "self_attention": (place,)} for place in SELVES},
     **{f"t {t}": {"timestep": t} for t in (10, 50, 100, 200, 300, 500, 700)},
     **{f"{n} steps": {"steps": n} for n in (0, 1, 2, 4, 8, 16)},
@@ -127,10 +134,75 @@ def ablate(host: TinyHost, count: int, test: str, only: str) -> Iterator[tuple[s
         for name, change in VARIANTS.items()
     }
     ways |= {name: lambda refine=refine: refined(segment_with(plain), refine) for name, refine in REFINED.items()}
+    for name, alike in (("probabilities", True), ("probabilities weighed by self-attention", False)):
+        head = Weighed(TINY, alike)
+        ways[f"all blocks, {name}"] = lambda head=head: segment_with(Predictor(host, head))
     ways["each phrase in a pass of its own"] = lambda: alone(plain)
     for name, way in ways.items():
         if only in name:
             yield name, summary(run(way(), items))
+
+
+class Weighed(AttentionHead):
+    """The maps of all blocks as probabilities, `alike`, or each weighed as GoCA's code does (arXiv 2603.06178,
+    "dot-product similarity"): by the scalar product of its self-attention, brought to the grid of a reference block,
+    with the affinity of that block's queries. The heads of a block count alike.
+    """
+
+    def __init__(self, config: AttentionConfig, alike: bool) -> None:
+        super().__init__(config)
+        self.alike = alike
+
+    def fitted_to(self, host: Any) -> Weighed:
+        return self
+
+    def _by_passes(
+        self, host: Any, latents: torch.Tensor, phrases: Sequence[str], timestep: int, seed: int
+    ) -> tuple[list[Found], dict[str, torch.Tensor]]:
+        steps, size = torch.full((len(latents),), timestep), (latents.shape[2], latents.shape[3])
+        noisy = host.add_noise(latents, seeded_noise(tuple(latents.shape), seed), steps)
+        reading = dataclasses.replace(TINY, coarse=EVERY, self_attention=EVERY, steps=1)
+        found = []
+        for prompt in prompts_of(phrases, TINY, host.tokenize):
+            with queries_of(host, REFERENCE) as queries:
+                attention = attend(host, noisy, steps, prompt, reading)
+            links = attention.self_attention
+            weights = {b: 1 / len(links) for b in links} if self.alike else by_affinity(links, queries[0])
+            maps = sum(weights[block] * resized(attention.cross[block], size) for block in weights)
+            found.append(found_in(Attention({"input.1": maps}, {}), prompt, ONE, host.specs, size))
+        return found, {}
+
+
+ONE = dataclasses.replace(TINY, coarse=("1/input.0",))
+
+
+@contextlib.contextmanager
+def queries_of(host: TinyHost, block: str) -> Iterator[list[torch.Tensor]]:
+    """The queries b n c of a block's cross-attention, of each pass inside."""
+    found: list[torch.Tensor] = []
+    layer = host.unet.get_submodule(f"{ldm_name(block)}.transformer_blocks.0.attn2.to_q")
+    handle = layer.register_forward_hook(lambda module, args, output: found.append(output.detach()))
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+def by_affinity(links: Mapping[str, torch.Tensor], queries: torch.Tensor) -> dict[str, torch.Tensor]:
+    """By block, the share 0..1 of its weight, from self-attention 1 n n and a reference's queries 1 m c."""
+    like = (queries @ queries.mT * queries.shape[-1] ** -0.5).softmax(dim=-1)[0]
+    side = math.isqrt(len(like))
+    weights = {}
+    for block, found in links.items():
+        own = math.isqrt(found.shape[1])
+        keys = resized(found.reshape(1, own * own, own, own), (side, side))  # to every key of the reference's grid
+        rows = resized(keys.reshape(1, own, own, side * side).permute(0, 3, 1, 2), (side, side), "nearest")
+        weights[block] = (rows.permute(0, 2, 3, 1).reshape(side * side, -1) * like).sum()
+    return {block: weight / sum(weights.values()) for block, weight in weights.items()}
+
+
+def resized(maps: torch.Tensor, size: tuple[int, int], how: str = "bilinear") -> torch.Tensor:
+    return torch.nn.functional.interpolate(maps, size=size, mode=how)
 
 
 class Asked(NamedTuple):

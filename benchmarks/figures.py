@@ -44,6 +44,7 @@ JOBS: dict[str, tuple[str, ...]] = {
     "resolution": ("ldznet", "evaluate", "resolution", "--scenes", "60"),
     "timestep": ("ldznet", "evaluate", "timestep", "--head", "tiny-light", "--scenes", "60"),
     "ablate": ("attention.py", "ablate", "--scenes", "20"),
+    "ablate-weights": ("attention.py", "ablate", "--scenes", "20", "--only", "all blocks"),
     "ablate-T3": ("attention.py", "ablate", "--scenes", "20", "--test", "T3"),
     "compare": ("attention.py", "compare", "--scenes", "20"),
     "presence": ("attention.py", "presence", "--scenes", "40"),

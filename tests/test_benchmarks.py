@@ -102,6 +102,16 @@ def test_attention_ablations(run: Run, tmp_path: Path) -> None:
     assert figures(out, "all 0.5")[0] > 0.1
 
 
+def test_blocks_are_weighed_by_their_self_attention(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two blocks on the reference's grid of 2 x 2, and one of a single cell, whose link counts for all 16 pairs."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    by_affinity = runpy.run_path(str(BENCHMARKS / "attention.py"))["by_affinity"]
+    links = {"own": torch.eye(4)[None], "even": torch.full((1, 4, 4), 0.25), "whole": torch.ones(1, 1, 1)}
+    sharp = by_affinity(links, 100 * torch.eye(4)[None])  # each place is like itself alone
+    assert [round(float(weight), 6) for weight in sharp.values()] == [round(n / 9, 6) for n in (4, 1, 4)]
+    assert figures(run("attention", "ablate", "--scenes", "1", "--only", "weighed by self"), "all 0.5")[0] < 0.5
+
+
 def test_attention_presence(run: Run) -> None:
     out = run("attention", "presence", "--scenes", "1")
     assert max(figures(out, "AUROC")) > 0.5
