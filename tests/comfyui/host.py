@@ -49,11 +49,14 @@ def reason_to_skip() -> str | None:
     return None
 
 
-def lacking(model: str) -> str | None:
-    """Why a model of that class of comfy.supported_models cannot be built here; None where this ComfyUI has it."""
+def lacking(model: str, encoder: str = "") -> str | None:
+    """Why a model of that class of comfy.supported_models, with that module of comfy.text_encoders where one is named,
+    cannot be built here; None where this ComfyUI has them."""
     comfyui = folder()
-    text = "" if comfyui is None else (comfyui / "comfy" / "supported_models.py").read_text(encoding="utf-8")
-    return None if f"class {model}(" in text else f"this ComfyUI has no {model}"
+    if comfyui is None or f"class {model}(" not in (comfyui / "comfy/supported_models.py").read_text(encoding="utf-8"):
+        return f"this ComfyUI has no {model}"
+    has_encoder = not encoder or (comfyui / "comfy/text_encoders" / f"{encoder}.py").exists()
+    return None if has_encoder else f"this ComfyUI has no text encoder {encoder}"
 
 
 class Server:

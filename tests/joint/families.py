@@ -398,6 +398,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {  # the class in comfy.suppor
         },
     ),
 }
+ENCODERS = {"ovis": "ovis"}  # modules of encoders that came after the class of the network
 
 
 def model(name: str, **sizes: Any) -> Any:

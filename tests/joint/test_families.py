@@ -102,10 +102,8 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def lacking(name: str) -> str | None:
     """Why there are no figures of a family: this ComfyUI does not have it."""
-    folder = host.folder()
-    if name == "ovis" and folder is not None and not (folder / "comfy/text_encoders/ovis.py").exists():
-        return "this ComfyUI has no encoder of Ovis-Image"  # its transformer is of Flux.1's class
-    return host.lacking(families.NETWORKS[name.partition("+")[0]][0])
+    family = name.partition("+")[0]
+    return host.lacking(families.NETWORKS[family][0], families.ENCODERS.get(family, ""))
 
 
 @pytest.fixture(params=CASES)

@@ -41,15 +41,41 @@ TRIED = {
     "ideogram4": Tried("Ideogram 4", 128, 16),
     "lens": Tried("Lens", 128, 16),
 }
+PIXELS = {"channels": 3, "cell": 1, "size": (192, 320)}
+OTHERS = {  # whose mechanisms are those of the former, or of tests/joint alone
+    "sd3": Tried("SD 3", read="1 of 3 at t = 260"),
+    "flux": Tried("Flux.1"),
+    "chroma": Tried("Chroma", read="15, 16, 17, 18 of 19 at t = 500"),
+    "chroma_radiance": Tried("Chroma", **PIXELS, read="15, 16, 17, 18 of 19 at t = 500"),
+    "lumina2": Tried("Lumina 2"),
+    "zimage_pixel": Tried("Z-Image", **PIXELS),
+    "krea2": Tried("Krea 2"),
+    "anima": Tried("Anima"),
+    "cosmos_predict2": Tried("Cosmos Predict2"),
+    "wan2.2": Tried("Wan", 48, 16),
+    "aura": Tried("AuraFlow", 4),
+    "omnigen2": Tried("OmniGen2"),
+    "kandinsky5": Tried("Kandinsky 5"),
+    "kandinsky5_image": Tried("Kandinsky 5"),
+    "ovis": Tried("Ovis-Image"),
+    "boogu": Tried("Boogu-Image"),
+    "pixeldit": Tried("PixelDiT", **PIXELS),
+    "longcat": Tried("LongCat-Image"),
+    "pixart_alpha": Tried("PixArt", 4, size=(28, 40), read="1 of 3 at t = 260"),
+    "hydit1": Tried("HunyuanDiT", 4, read="1, 2 of 4 at t = 300"),
+    "ernie": Tried("ERNIE-Image", 128, 16),
+}
+EVERY = {**TRIED, **OTHERS}
+EACH = [*TRIED, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
 UNASKED = ("pixart_sigma", "hydit")  # whose code asks no override: other packs put theirs under the kernel's name
 
 
 def prompted(family: str, batch: int = 1) -> graphs.Prompt:
     """A sampler of three steps under a capture, from empty latents under "size"."""
-    if reason := host.lacking(families.NETWORKS[family][0]):
+    if reason := host.lacking(families.NETWORKS[family][0], families.ENCODERS.get(family, "")):
         pytest.skip(reason)
-    height, width = TRIED[family].size
-    shape = f"{batch} {TRIED[family].channels} {height} {width}"
+    height, width = EVERY[family].size
+    shape = f"{batch} {EVERY[family].channels} {height} {width}"
     prompt = {
         "model": graphs.node("ProbeTransformer", family=family),
         "head": graphs.node("LDZNetLoadHead", head="attention (no download)"),
@@ -79,7 +105,7 @@ def captured(family: str, batch: int = 1, text: str = "") -> graphs.Prompt:
 
 def sides(family: str) -> tuple[int, int]:
     """Of a picture of a family's latents, in pixels."""
-    tried = TRIED[family]
+    tried = EVERY[family]
     return tried.size[0] * tried.cell, tried.size[1] * tried.cell
 
 
@@ -100,22 +126,22 @@ def shown(server: host.Server, prompt: graphs.Prompt) -> tuple[torch.Tensor, str
     return server.saved("maps")[0]["probabilities"], server.saved("report")[0]
 
 
-@pytest.mark.parametrize("family", TRIED)
+@pytest.mark.parametrize("family", EACH)
 def test_words_of_the_prompt_are_read_while_it_samples(server: host.Server, family: str) -> None:
     maps, report = shown(server, captured(family, batch=2))
     assert maps.shape == (2, 2, *sides(family))
     assert maps[0].std() > 0.05
     assert not torch.equal(maps[0], maps[1])
     assert 'read from the sampling itself: "red dog", "green grass"' in report
-    assert f"{TRIED[family].title}: attention of its blocks {TRIED[family].read} (a guess" in report
+    assert f"{EVERY[family].title}: attention of its blocks {EVERY[family].read} (a guess" in report
 
 
-@pytest.mark.parametrize("family", TRIED)
+@pytest.mark.parametrize("family", EACH)
 def test_latents_and_pictures_are_segmented(server: host.Server, family: str) -> None:
     maps, report = shown(server, given(family))
     assert maps.shape == (1, 2, *sides(family))
     assert maps.std() > 0.05
-    assert f"{TRIED[family].title}: attention of its blocks" in report
+    assert f"{EVERY[family].title}: attention of its blocks" in report
     prompt = given(family, latent=None, image=["picture", 0], vae=["model", 2])
     prompt["picture"] = graphs.node("EmptyImage", width=100, height=70, batch_size=1, color=0x40A040)
     maps, _ = shown(server, prompt)
