@@ -61,8 +61,8 @@ OTHERS = {  # whose mechanisms are those of the former, or of tests/joint alone
     "boogu": Tried("Boogu-Image"),
     "pixeldit": Tried("PixelDiT", **PIXELS),
     "longcat": Tried("LongCat-Image"),
-    "pixart_alpha": Tried("PixArt", 4, size=(28, 40), read="1 of 3 at t = 260"),
-    "hydit1": Tried("HunyuanDiT", 4, read="1, 2 of 4 at t = 300"),
+    "pixart_alpha": Tried("PixArt", 4, size=(28, 40), read="1 of 3 at t = 100"),
+    "hydit1": Tried("HunyuanDiT", 4, read="1, 2 of 4 at t = 100"),
     "ernie": Tried("ERNIE-Image", 128, 16),
 }
 EVERY = {**TRIED, **OTHERS}
