@@ -19,7 +19,7 @@ from helpers import Row, drawn, iou, mean, parser, pixels_of, report
 import ldznet
 from ldznet.data.items import Item
 from ldznet.hosts.tiny import TinyHost
-from ldznet.models import CapturedTaps, OwnNetwork
+from ldznet.models import CapturedTaps, Network
 from ldznet.schedule import seeded_noise
 
 FIRST_SEED = 700_000  # no training sees these
@@ -27,7 +27,7 @@ OWN = "the phrase's own pass"
 KINDS = (OWN, "captured, phrase in the prompt", "captured, phrase not in the prompt")
 
 
-def taps_under(host: TinyHost, head: OwnNetwork, latents: torch.Tensor, prompt: str) -> CapturedTaps:
+def taps_under(host: TinyHost, head: Network, latents: torch.Tensor, prompt: str) -> CapturedTaps:
     """Taps of latents noised to the head's t, from a pass under `prompt`."""
     config = head.head_config
     timesteps = torch.full((len(latents),), config.timestep)
@@ -35,7 +35,7 @@ def taps_under(host: TinyHost, head: OwnNetwork, latents: torch.Tensor, prompt: 
     return CapturedTaps(host.extract(noisy, timesteps, host.encode_text([prompt]), list(config.tap_specs)))
 
 
-def measure(host: TinyHost, head: OwnNetwork, item: Item, seed: int) -> np.ndarray:
+def measure(host: TinyHost, head: Network, item: Item, seed: int) -> np.ndarray:
     """IoU of each present phrase of a scene (rows) under each of `KINDS` (columns)."""
     others = (ldznet.tinyworld.scene(seed + i, "photo") for i in range(1, 1000))
     other = next(o.caption for o in others if not any(phrase in o.caption for phrase in item.phrases))
