@@ -28,6 +28,12 @@ def masks() -> Iterator[torch.Tensor]:
         yield from (result.logits, result.scores, result.probabilities, result.masks())
 
 
+@pytest.fixture(scope="module")
+def before() -> list[torch.Tensor]:
+    """What `masks` are under torch's own defaults."""
+    return list(masks())
+
+
 @pytest.fixture
 def restored() -> Iterator[None]:
     """torch's defaults as they were, afterwards."""
@@ -42,8 +48,7 @@ def restored() -> Iterator[None]:
     ids=["dtype", "device"],
 )
 @pytest.mark.usefixtures("restored")
-def test_masks_are_the_same_under_other_defaults(change: Callable[[], None]) -> None:
-    before = list(masks())
+def test_masks_are_the_same_under_other_defaults(change: Callable[[], None], before: list[torch.Tensor]) -> None:
     change()
     after = list(masks())
     torch.set_default_device(None)
