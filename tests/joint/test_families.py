@@ -237,8 +237,7 @@ def test_timesteps_go_through_the_model_s_own_schedule(case: tuple[str, dict[str
     shifts |= {"wan2.1": 0.8889, "wan2.2": 0.8889, "aura": 0.6337, "hunyuan_image": 0.8333, "omnigen2": 0.7222}
     shifts |= {"kandinsky5": 0.9091, "kandinsky5_image": 0.75, "ideogram4": 0.5, "lens": 0.8616, "longcat": 0.7595}
     shifts |= {"ovis": 0.7595, "boogu": 0.7596, "pixeldit": 0.8, "zimage_pixel": 0.75, "hidream_o1": 0.75}
-    shifts |= {"pixart_alpha": 1.0048, "pixart_sigma": 1.0048, "ernie": 0.75}  # about as strong as the picture: 1
-    shifts |= {"hydit": 0.9364, "hydit1": 1.1268}
+    shifts |= {"pixart_alpha": 0.3388, "pixart_sigma": 0.3388, "ernie": 0.75, "hydit": 0.3555, "hydit1": 0.3780}
     assert sampling["step"] == pytest.approx(at, abs=1.5)
     if case[0] in shifts:
         assert sampling["noise"] == pytest.approx(shifts[case[0]], abs=1e-3)
