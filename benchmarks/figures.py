@@ -34,7 +34,7 @@ ONCE_MORE = ("attention, 512 px", "attention, 512 px, 8 phrases", "grounded sam-
 OVER_SDXL = ("SDXL, light, 1024 px", "SDXL, light, 512 px, 8 phrases")
 FAST = tuple(f"{head}, four times the rate" for head in ("LD-ZNet", "rank 16", "rank 8", "rank 4"))
 ONE_STEP = ("--size", "1024", "--steps", "1")
-LEFT_OUT = ("rank 16, inputs left out",)
+LEFT_OUT = ("LD-ZNet, best blocks, inputs left out", "rank 16, inputs left out")
 OF_HEADS = ("RGBNet", "ZNet", "LD-ZNet", "LD-ZNet, best blocks", "rank 16", *FAST, *LEFT_OUT)
 JOBS: dict[str, tuple[str, ...]] = {
     "tiny": ("ldznet", "evaluate", "tiny", "--scenes", "500"),
