@@ -29,7 +29,7 @@ from ldznet.attention.finding import Found, found_in
 from ldznet.attention.head import attend
 from ldznet.attention.presence import MEASURES, agreement
 from ldznet.attention.prompts import Prompt, prompts_of
-from ldznet.attention.reading import Attention
+from ldznet.attention.reading import Attention, probabilities
 from ldznet.data.items import Item
 from ldznet.evaluate.benchmark import (
     Outcome,
@@ -190,7 +190,7 @@ def queries_of(host: TinyHost, block: str) -> Iterator[list[torch.Tensor]]:
 
 def by_affinity(links: Mapping[str, torch.Tensor], queries: torch.Tensor) -> dict[str, torch.Tensor]:
     """By block, the share 0..1 of its weight, from self-attention 1 n n and a reference's queries 1 m c."""
-    like = (queries @ queries.mT * queries.shape[-1] ** -0.5).softmax(dim=-1)[0]
+    like = probabilities(queries, queries, heads=1)[0]
     side = math.isqrt(len(like))
     weights = {}
     for block, found in links.items():
@@ -198,7 +198,8 @@ def by_affinity(links: Mapping[str, torch.Tensor], queries: torch.Tensor) -> dic
         keys = resized(found.reshape(1, own * own, own, own), (side, side))  # to every key of the reference's grid
         rows = resized(keys.reshape(1, own, own, side * side).permute(0, 3, 1, 2), (side, side), "nearest")
         weights[block] = (rows.permute(0, 2, 3, 1).reshape(side * side, -1) * like).sum()
-    return {block: weight / sum(weights.values()) for block, weight in weights.items()}
+    total = sum(weights.values())
+    return {block: weight / total for block, weight in weights.items()}
 
 
 def resized(maps: torch.Tensor, size: tuple[int, int], how: str = "bilinear") -> torch.Tensor:

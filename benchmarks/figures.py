@@ -29,8 +29,10 @@ HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 COMFYUI = "$COMFYUI"  # in a command: the folder of a ComfyUI, of the environment
 PASSES = ("one pass", "two passes, captured", "two passes, latent")
-ONCE = ("latent, 4 phrases", "image", "image, 512 px", "znet", "one pass, 8 phrases", "captured, bfloat16")
-ONCE_MORE = ("attention, 512 px", "attention, 512 px, 8 phrases", "grounded sam-b", "grounded sam-h")
+ONCE = (
+    *("latent, 4 phrases", "image", "image, 512 px", "znet", "one pass, 8 phrases", "captured, bfloat16"),
+    *("attention, 512 px", "attention, 512 px, 8 phrases", "grounded sam-b", "grounded sam-h"),
+)
 OVER_SDXL = ("SDXL, light, 1024 px", "SDXL, light, 512 px, 8 phrases")
 FAST = tuple(f"{head}, four times the rate" for head in ("LD-ZNet", "rank 16", "rank 8", "rank 4"))
 ONE_STEP = ("--size", "1024", "--steps", "1")
@@ -65,7 +67,7 @@ JOBS: dict[str, tuple[str, ...]] = {
     "truncation": ("truncation.py", "--pairs", "9"),
     "peers": ("peers.py", "--pairs", "3", "--only", "light", "light, 8 phrases", "light, bfloat16", *PASSES, "clipseg"),
     "growth": ("peers.py", "--pairs", "2", "--growth"),
-    "peers-once": ("peers.py", "--pairs", "1", "--cold", "--only", *ONCE, *ONCE_MORE),
+    "peers-once": ("peers.py", "--pairs", "1", "--cold", "--only", *ONCE),
     "peers-sdxl": ("peers.py", "--pairs", "1", "--cold", "--only", *OVER_SDXL),
     "capture-cost": ("capture_cost.py", "--comfyui", COMFYUI, "--size", "512", "--steps", "3"),
     "capture-cost-flux": ("capture_cost.py", "--comfyui", COMFYUI, "--family", "flux", *ONE_STEP),

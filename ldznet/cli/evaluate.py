@@ -19,7 +19,7 @@ from ..evaluate.gates import share_interval
 from ..evaluate.metrics import bootstrap
 from ..evaluate.reading import OWN, reading
 from ..hosts.tiny import TinyHost
-from ..models import DeltaHead, LDZNet, LightHead
+from ..models import Network
 from ..predictor import Predictor
 from ..writing import replacing
 from .progress import progress_bar
@@ -73,7 +73,7 @@ def timestep(head: str, count: int) -> Table:
 def taps(head: str, count: int) -> Table:
     """What wrong taps cost a head, latents and text as they were: whether it reads them."""
     loaded, scenes = load_head(head), drawn(count)
-    if not isinstance(loaded, (LDZNet, LightHead, DeltaHead)) or not loaded.head_config.tap_specs:
+    if not isinstance(loaded, Network) or not loaded.head_config.tap_specs:
         raise InputError(f'Expected a head that reads taps, such as "tiny-light" or "tiny", got "{head}".')
     with progress_bar("Segmenting") as progress:
         found = reading(loaded, TinyHost.load(), scenes, progress=progress)
